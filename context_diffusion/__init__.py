@@ -1,0 +1,33 @@
+"""Context-aware, style-aligned image generation, from paper to picture.
+
+Names are looked up lazily: ``import context_diffusion`` loads none of torch, diffusers or transformers.
+"""
+
+import importlib
+
+_HOME = {  # public name -> the module that holds it
+    "load_image_as_tensor": "images",
+    "ContextDiffusion": "context",
+    "load_pipeline": "checkpoints",
+    "style_aligned": "attention",
+    "ddim_invert": "inversion",
+    "Trajectory": "inversion",
+}
+_MODULES = {
+    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "images",
+    "inversion", "metrics", "notebook", "plotting", "projector", "scenes", "training", "widgets",
+}  # fmt: skip
+
+__all__ = sorted({*_HOME, *_MODULES})
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
