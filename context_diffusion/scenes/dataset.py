@@ -1,0 +1,81 @@
+"""Groups of scenes that share a style draw, and the same as a torch dataset."""
+
+from functools import cached_property
+
+import numpy as np
+
+from .scene import Rendering, Scene, Style, render
+
+GROUP = 4  # pictures of one style draw in the training set
+
+
+def context_group(seed: int, size: int = 4, *, style: Style | None = None, **fixed) -> list[Rendering]:
+    """``size`` different scenes in one style draw; keyword arguments fix fields of the scenes, as in Scene.draw.
+
+    The style is drawn from the seed unless it is given.
+    """
+    if size < 1:
+        raise ValueError(f"A group has at least one scene; got size={size}.")
+    style = style or Style.draw(seed)
+    return [render(Scene.draw(seed * 1000 + i, **fixed), style, seed * 1000 + i) for i in range(size)]
+
+
+class TinyScenes:
+    """``groups`` groups of four pictures as a map-style ``torch.utils.data.Dataset``.
+
+    Item ``i`` is picture ``i % 4`` of group ``i // 4``: a dict of ``image`` (3, 128, 128) float32 in [-1, 1], ``depth``
+    (1, 128, 128) and ``edges`` (1, 128, 128) float32 in [0, 1], ``segments`` (128, 128) int64, ``caption`` and the
+    indices ``object``, ``background``, ``style``, ``group``. Training uses ``first_group`` = 0 and up; 1,000,000 and
+    up are never trained on.
+    """
+
+    HELD_OUT = 1_000_000
+
+    def __init__(self, groups: int, first_group: int = 0):
+        self.groups, self.first_group = groups, first_group
+
+    def __len__(self) -> int:
+        return self.groups * GROUP
+
+    def rendering(self, index: int) -> Rendering:
+        """The picture with its ground truth, not yet as tensors."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside a dataset of {len(self)} pictures")
+        group = self.first_group + index // GROUP
+        seed = group * 1000 + index % GROUP
+        return render(Scene.draw(seed), self.style(group), seed)
+
+    @staticmethod
+    def style(group: int) -> Style:
+        """The style draw that a group shares."""
+        return Style.draw(group)
+
+    def __getitem__(self, index: int) -> dict:
+        import torch
+
+        drawn = self.rendering(index)
+        return {
+            "image": torch.from_numpy(drawn.pixels).permute(2, 0, 1).float() / 127.5 - 1,
+            "depth": torch.from_numpy(drawn.depth)[None],
+            "edges": torch.from_numpy(drawn.edges.astype(np.float32))[None],
+            "segments": torch.from_numpy(drawn.segments.astype(np.int64)),
+            "caption": drawn.caption,
+            **labels(drawn),
+            "group": self.first_group + index // GROUP,
+        }
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """All captions, in order."""
+        return [self.rendering(i).caption for i in range(len(self))]
+
+
+def labels(drawn: Rendering) -> dict[str, int]:
+    """Class indices of a picture's object, background and style."""
+    from .vocabulary import BACKGROUNDS, OBJECTS, STYLES
+
+    return {
+        "object": OBJECTS.index(drawn.scene.object),
+        "background": BACKGROUNDS.index(drawn.scene.background),
+        "style": STYLES.index(drawn.style.name),
+    }
