@@ -29,9 +29,7 @@ def draw_palette(family: str, generator: np.random.Generator) -> np.ndarray:
 def _readability(palette: np.ndarray) -> float:
     """How far the object's colour is from what surrounds it, in RGB; past 0.5 more does not help."""
     sky, _, near, main, accent, *_ = palette
-    return min(
-        0.5, np.linalg.norm(main - sky), np.linalg.norm(main - near), 1.5 * np.linalg.norm(main - accent)
-    )
+    return min(0.5, np.linalg.norm(main - sky), np.linalg.norm(main - near), 1.5 * np.linalg.norm(main - accent))
 
 
 def _draw_once(family: str, generator: np.random.Generator) -> np.ndarray:
@@ -40,9 +38,7 @@ def _draw_once(family: str, generator: np.random.Generator) -> np.ndarray:
         hue = generator.choice(hues) + generator.uniform(-0.05, 0.05)
         chosen = np.full(5, hue)
     else:
-        chosen = generator.permutation(np.tile(hues, 2)[: max(5, len(hues))])[:5] + generator.uniform(
-            -0.03, 0.03, 5
-        )
+        chosen = generator.permutation(np.tile(hues, 2)[: max(5, len(hues))])[:5] + generator.uniform(-0.03, 0.03, 5)
     saturation = generator.uniform(*saturations, 5)
     value = generator.uniform(*values, 5)
 

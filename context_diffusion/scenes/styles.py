@@ -47,10 +47,7 @@ class Canvas:
     @cached_property
     def distance(self) -> np.ndarray:
         """Distance to the nearest contour in pixels of the finished picture, (H, W, 1)."""
-        return (
-            cv2.distanceTransform((~contours(self.ids)).astype(np.uint8), cv2.DIST_L2, 3)[..., None]
-            / self.scale
-        )
+        return cv2.distanceTransform((~contours(self.ids)).astype(np.uint8), cv2.DIST_L2, 3)[..., None] / self.scale
 
     def line(self, weight: float) -> np.ndarray:
         """Coverage in [0, 1] of contours drawn with a pen of this thickness, (H, W, 1)."""
@@ -64,9 +61,7 @@ class Canvas:
         grid = self.generator.standard_normal((cells, cells)).astype(np.float32)
         x = (u / stretch / (size * self.scale) + cells / 2).astype(np.float32)
         y = (v / (size * self.scale) + cells / 2).astype(np.float32)
-        return cv2.remap(grid, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)[..., None].astype(
-            np.float64
-        )
+        return cv2.remap(grid, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)[..., None].astype(np.float64)
 
     def rotated(self, extra: float | np.ndarray = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates along and across the direction ``angle + extra``, origin in the middle."""
