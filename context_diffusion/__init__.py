@@ -6,7 +6,11 @@ Names are looked up lazily: ``import context_diffusion`` loads none of torch, di
 import importlib
 
 _HOME = {  # public name -> the module that holds it
+    "denormalize": "images",
+    "image_grid": "images",
+    "load_image": "images",
     "load_image_as_tensor": "images",
+    "save_image": "images",
     "ContextDiffusion": "context",
     "load_pipeline": "checkpoints",
     "style_aligned": "attention",
@@ -14,7 +18,7 @@ _HOME = {  # public name -> the module that holds it
     "Trajectory": "inversion",
 }
 _MODULES = {
-    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "images",
+    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "images", "reading",
     "inversion", "metrics", "notebook", "plotting", "projector", "scenes", "training", "widgets",
 }  # fmt: skip
 
