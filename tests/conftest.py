@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("context_diffusion", "beartype.beartype")  # before any test imports the package
+install_import_hook("context_diffusion", "typecheck.checked")  # before any test imports the package
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,234 @@
+"""The table of models by name, and loading them: safetensors only, no remote code, offline by default.
+
+A *name* is one of the table, a folder in the ``save_pretrained`` layout, or a repository id of the Hugging Face hub.
+Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``, ``dino``, ``depth``,
+``controlnet-canny``, ``controlnet-depth`` and ``ip-adapter``; for the hub models the table says where they live.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .paths import TINY_SCENES
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+DEFAULT = "tiny-scenes"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the table: where a model lives and what it wants."""
+
+    name: str
+    location: str  # a folder or a repository id
+    resolution: int  # pixels, the side of the square it was trained on
+    vram_gb: float  # graphics memory for one picture in half precision; more than is there -> parts are moved in turn
+    licence: str
+    steps: int = 30
+    guidance_scale: float = 7.5
+    half_on_gpu: bool = True
+    parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
+    adapter_file: str = ""  # inside the part "ip-adapter", whose image encoder is models/image_encoder
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model(
+            name="tiny-scenes",
+            location=str(TINY_SCENES),
+            resolution=128,
+            vram_gb=1,
+            licence="MIT",
+            guidance_scale=3.0,
+            half_on_gpu=False,
+        ),
+        Model(
+            name="sd15",
+            location="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            resolution=512,
+            vram_gb=4,
+            licence="CreativeML OpenRAIL-M",
+            parts={
+                "controlnet-canny": "lllyasviel/control_v11p_sd15_canny",
+                "controlnet-depth": "lllyasviel/control_v11f1p_sd15_depth",
+                "ip-adapter": "h94/IP-Adapter",
+                "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+                "clip": "openai/clip-vit-large-patch14",
+                "dino": "facebook/dino-vitb8",
+            },
+            adapter_file="models/ip-adapter_sd15.safetensors",
+        ),
+        Model(
+            name="sdxl",
+            location="stabilityai/stable-diffusion-xl-base-1.0",
+            resolution=1024,
+            vram_gb=12,
+            licence="CreativeML Open RAIL++-M",
+            guidance_scale=6.0,
+            parts={
+                "controlnet-canny": "diffusers/controlnet-canny-sdxl-1.0",
+                "controlnet-depth": "diffusers/controlnet-depth-sdxl-1.0",
+                "ip-adapter": "h94/IP-Adapter",
+                "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+                "clip": "openai/clip-vit-large-patch14",
+                "dino": "facebook/dino-vitb8",
+            },
+            adapter_file="sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
+        ),
+    )
+}
+
+
+def find_model(name: str | Path = DEFAULT) -> Model:
+    """Find the row of the table for a name; for a folder or a repository id, make one.
+
+    Raises ``ValueError`` with the near names for an unknown one, ``FileNotFoundError`` where the offline models are
+    missing.
+    """
+    text = str(name)
+    if text in MODELS:
+        model = MODELS[text]
+        if Path(model.location).is_absolute() and not (Path(model.location) / "model_index.json").is_file():
+            raise FileNotFoundError(f"The offline model {text!r} is not at {model.location}; `make train` builds it.")
+        return model
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline saved by save_pretrained.")
+        return Model(text, str(folder), _resolution(folder), vram_gb=0, licence="see its model card")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        return Model(text, text, resolution=0, vram_gb=0, licence="see its model card")
+    simple = {re.sub(r"\W|_", "", known).lower(): known for known in MODELS}
+    near = difflib.get_close_matches(re.sub(r"\W|_", "", text).lower(), simple, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(simple[key]) for key in near)}?" if near else "."
+    raise ValueError(
+        f"There is no model {text!r}: give one of {', '.join(MODELS)}, an existing folder, or a repository id "
+        f"owner/name{hint}"
+    )
+
+
+def find_part(model: Model, part: str) -> str | None:
+    """Say where a part of a model lives (``controlnet-canny``, ``dino``, ...): a folder, a repository id, or None."""
+    if part in model.parts:
+        return model.parts[part]
+    folder = Path(model.location) / part
+    return str(folder) if folder.is_dir() else None
+
+
+def _resolution(folder: Path) -> int:
+    """Read a saved pipeline's picture size from its configs: latent side times the VAE's factor."""
+    try:
+        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
+
+
+def default_device() -> torch.device:
+    """Choose the GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def dtype_keyword(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Name the precision as the installed diffusers wants it: ``dtype=`` since 0.42, ``torch_dtype=`` before."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version("diffusers"))[:2])
+    return {"dtype" if numbers >= (0, 42) else "torch_dtype": dtype}
+
+
+def load_part(kind: type, location: str, dtype: torch.dtype | None = torch.float32, **options):
+    """Load ``kind.from_pretrained(location)`` from safetensors; say in one sentence what is missing if it fails.
+
+    ``dtype=None`` is for what has no weights: tokenizers and image processors.
+    """
+    if dtype is not None:
+        of_diffusers = kind.__module__.startswith(("diffusers", __package__))
+        options = {"use_safetensors": True} | (dtype_keyword(dtype) if of_diffusers else {"dtype": dtype}) | options
+    try:
+        return kind.from_pretrained(location, **options)
+    except OSError as error:
+        if Path(location).exists():
+            raise ValueError(f"{location} does not load as {kind.__name__}: {error}") from error
+        raise not_on_disk(location) from error
+
+
+def not_on_disk(location: str) -> FileNotFoundError:
+    """Build the error for hub weights that are neither on this disk nor to be had now."""
+    return FileNotFoundError(
+        f"{location} is not on this disk and could not be downloaded: where there is a network, run "
+        f"`hf download {location}` once (and unset HF_HUB_OFFLINE), or use the offline model {DEFAULT!r}."
+    )
+
+
+def load_pipeline(
+    name: str | Path = DEFAULT,
+    *,
+    control: str | None = None,
+    image_to_image: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options,
+) -> "DiffusionPipeline":
+    """Load a plain diffusers pipeline by name: text to image, on the GPU if there is one.
+
+    ``control="canny"`` or ``"depth"`` adds that ControlNet, ``image_to_image=True`` takes the image-to-image class.
+    ``dtype`` is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to ``from_pretrained``.
+    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` for weights that cannot be had.
+    """
+    from diffusers import AutoPipelineForText2Image, ControlNetModel
+
+    model = find_model(name)
+    device = torch.device(device) if device is not None else default_device()
+    if dtype is None:
+        dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
+    controlnet = None
+    if control is not None:
+        location = find_part(model, f"controlnet-{control}")
+        if location is None:
+            raise ValueError(f"{model.name!r} has no ControlNet {control!r} beside it (controlnet-{control}/).")
+        controlnet = load_part(ControlNetModel, location, dtype)
+    pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
+    if controlnet is not None or image_to_image:
+        pipe = as_pipeline(pipe, controlnet=controlnet, image_to_image=image_to_image)
+    return place(pipe, device, model.vram_gb)
+
+
+def place(pipe: "DiffusionPipeline", device: torch.device, vram_gb: float = 0) -> "DiffusionPipeline":
+    """Move a pipeline to a device; a GPU smaller than ``vram_gb`` gets one part at a time."""
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < vram_gb * 2**30:
+        pipe.enable_model_cpu_offload(device=device)
+        pipe.vae.enable_slicing()
+        return pipe
+    return pipe.to(device)
+
+
+def as_pipeline(pipe: "DiffusionPipeline", *, controlnet=None, image_to_image: bool = False) -> "DiffusionPipeline":
+    """Build another Stable Diffusion pipeline from the very parts of ``pipe``: with a ControlNet, from an image.
+
+    Nothing is copied or cast (``from_pipe`` of diffusers would cast everything to float32).
+    """
+    import diffusers
+
+    xl = getattr(pipe, "text_encoder_2", None) is not None
+    kind = getattr(
+        diffusers,
+        f"StableDiffusion{'XL' * xl}{'ControlNet' * (controlnet is not None)}{'Img2Img' * image_to_image}Pipeline",
+    )
+    parts = {key: part for key, part in pipe.components.items() if key != "controlnet"}
+    if controlnet is not None:
+        parts["controlnet"] = controlnet
+    settings = {"add_watermarker": False} if xl else {"requires_safety_checker": parts["safety_checker"] is not None}
+    other = kind(**parts, **settings)
+    other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return other
