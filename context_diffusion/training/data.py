@@ -1,0 +1,55 @@
+"""The training pictures, drawn once into a file and held in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..paths import ROOT
+from ..scenes import TinyScenes, labels
+from ..scenes.dataset import GROUP
+
+GROUPS = 6000
+CACHE = ROOT / "build" / "scenes"
+
+
+def pictures(groups: int = GROUPS, first_group: int = 0) -> dict:
+    """Arrays of ``groups * 4`` pictures: ``pixels`` (n, 128, 128, 3) uint8, ``depth`` (n, 128, 128) uint8,
+    ``edges`` (n, 128, 16) packed bits, ``captions``, and the class indices ``object``, ``background``, ``style``.
+    """
+    file = CACHE / f"{first_group}-{groups}.npz"
+    if not file.exists():
+        _draw(file, TinyScenes(groups, first_group))
+    with np.load(file) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _draw(file: Path, dataset: TinyScenes) -> None:
+    columns: dict[str, list] = {}
+    for index in tqdm(range(len(dataset)), desc="drawing scenes", mininterval=5):
+        drawn = dataset.rendering(index)
+        row = {
+            "pixels": drawn.pixels,
+            "depth": np.round(drawn.depth * 255).astype(np.uint8),
+            "edges": np.packbits(drawn.edges, axis=1),
+            "captions": drawn.caption,
+            **labels(drawn),
+        }
+        for key, value in row.items():
+            columns.setdefault(key, []).append(value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp.npz")
+    np.savez(temporary, **{key: np.array(values) for key, values in columns.items()})
+    temporary.rename(file)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], channels last in memory."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def group_mates(index: torch.Tensor, generator: torch.Generator, count: int) -> torch.Tensor:
+    """For each picture, ``count`` different others of its style draw; shape (n, count)."""
+    order = torch.rand(len(index), GROUP - 1, generator=generator).argsort(dim=1)[:, :count] + 1
+    return index[:, None] // GROUP * GROUP + (index[:, None] % GROUP + order) % GROUP
