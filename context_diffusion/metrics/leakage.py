@@ -1,0 +1,81 @@
+"""Content leakage: the reference lent more than its style.
+
+Sharing attention raises style similarity in two ways: the picture takes the reference's palette and strokes, or it
+takes the reference. Only the second is a fault, and style scores reward it. A classifier of objects tells them apart.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from .estimates import Estimate, estimate_rate
+from .inputs import BATCH_SIZE, batched, embed, pictures
+
+Classifier = Callable[[list[Image.Image]], Tensor]
+
+
+def classified(images: object, classify: Classifier, *, batch_size: int = BATCH_SIZE) -> Int[np.ndarray, " n"]:
+    """Class of each picture: the largest of ``classify``'s (n, classes) logits or probabilities."""
+    winners = [embed(batch, classify).argmax(dim=1) for batch in batched(pictures(images), batch_size)]
+    return torch.cat(winners).numpy() if winners else np.zeros(0, dtype=np.int64)
+
+
+def content_leakage(
+    images: object,
+    prompt_classes: Iterable[int],
+    reference_classes: Iterable[int],
+    classify: Classifier,
+    *,
+    sets: Iterable[Hashable] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Estimate:
+    """Estimate how often the classifier sees the reference's object in a picture that was to show the prompt's.
+
+    The mean of [argmax classify(x_i) = reference_i], with a Wilson interval. A classifier that guesses is wrong in this
+    way too: read the number beside the same rate of plain, unaligned pictures of the same prompts and seeds, and beside
+    :func:`object_accuracy` (a picture of neither object is not leakage, but not success).
+
+    The two classes must differ in every pair, or leakage could not be told from obedience: ``ValueError``.
+    """
+    prompted, lent = _classes(prompt_classes), _classes(reference_classes)
+    if len(prompted) != len(lent):
+        raise ValueError(f"Each picture has a prompt and a reference; got {len(prompted)} and {len(lent)} classes.")
+    if (prompted == lent).any():
+        where = int(np.flatnonzero(prompted == lent)[0])
+        raise ValueError(
+            f"Leakage shows only where reference and prompt name different objects; picture {where} has class "
+            f"{prompted[where]} for both: leave it out."
+        )
+    seen = classified(images, classify, batch_size=batch_size)
+    return estimate_rate(_matches(seen, lent), sets)
+
+
+def object_accuracy(
+    images: object,
+    prompt_classes: Iterable[int],
+    classify: Classifier,
+    *,
+    sets: Iterable[Hashable] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Estimate:
+    """Estimate how often the classifier sees the object the prompt asked for, with a Wilson interval."""
+    prompted = _classes(prompt_classes)
+    seen = classified(images, classify, batch_size=batch_size)
+    return estimate_rate(_matches(seen, prompted), sets)
+
+
+def _classes(classes: Iterable[int]) -> Int[np.ndarray, " n"]:
+    array = np.array([int(label) for label in classes], dtype=np.int64)
+    if (array < 0).any():
+        raise ValueError(f"Classes are column numbers of the classifier, 0 and up; one is {array.min()}.")
+    return array
+
+
+def _matches(seen: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " n"]) -> list[bool]:
+    if len(seen) != len(wanted):
+        raise ValueError(f"Each picture needs its class; there are {len(seen)} pictures and {len(wanted)} classes.")
+    return (seen == wanted).tolist()
