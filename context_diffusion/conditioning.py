@@ -1,0 +1,119 @@
+"""How context images act on a pipeline: by tokens, by an IP-Adapter, or by colour alone.
+
+Each class offers ``inputs(pipe, request)``, the keyword arguments that carry the prompt and the contexts into an
+ordinary diffusers pipeline.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from .arguments import Request
+from .checkpoints import Model, find_part, load_part, not_on_disk
+from .encoders import average_embeddings, vision_inputs
+from .images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
+from .projector import ContextProjector
+
+
+class TokenContexts:
+    """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
+
+    A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
+    the contexts and appends one token made of the removed means and deviations.
+    """
+
+    def __init__(self, vision: torch.nn.Module, projector: ContextProjector):
+        self.vision, self.projector = vision, projector
+
+    @classmethod
+    def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
+        """Load the parts ``clip`` and ``context_projector`` beside a pipeline."""
+        from transformers import CLIPModel
+
+        folder = Path(model.location)
+        vision = load_part(CLIPModel, str(folder / "clip"), dtype).vision_model
+        projector = load_part(ContextProjector, str(folder / "context_projector"), dtype)
+        parts = (part.eval().requires_grad_(False).to(device) for part in (vision, projector))
+        return cls(*parts)
+
+    @torch.inference_mode()
+    def tokens(self, contexts: Sequence[Image.Image], weights: Sequence[float]) -> Float[Tensor, "1 tokens dim"]:
+        """Turn contexts into the tokens that follow the text's."""
+        size = self.vision.config.image_size
+        weight = next(self.projector.parameters())
+        pixels = torch.stack([to_tensor(resize(context, 2 * size)) for context in contexts])
+        values, statistics = vision_inputs(pixels, size)
+        hidden = self.vision(pixel_values=values.to(weight)).last_hidden_state[:, 1:]  # (images, patches, width)
+        shares = torch.tensor([list(weights)]).to(weight)
+        return self.projector(self.projector.pool(hidden)[None], statistics[None].to(weight), shares)
+
+    @torch.inference_mode()
+    def inputs(self, pipe, request: Request) -> dict:
+        """Embed prompt and contexts: text tokens, then context tokens; zeros in the branch without condition."""
+        text = request.prompt, pipe._execution_device, 1, True, request.negative_prompt
+        positive, negative = pipe.encode_prompt(*text)
+        if request.contexts:
+            tokens = self.tokens(request.contexts, request.weights).to(positive)
+            positive = torch.cat([positive, tokens], dim=1)
+            negative = torch.cat([negative, torch.zeros_like(tokens)], dim=1)
+        return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+
+class AdapterContexts:
+    """An IP-Adapter: image tokens in attention layers of their own, from the weighted average of CLIP embeddings."""
+
+    def __init__(self, scale: float = 0.6):
+        self.scale = scale
+
+    @classmethod
+    def load(cls, pipe, model: Model) -> "AdapterContexts":
+        """Load the part ``ip-adapter`` of a model into ``pipe``: a folder beside it, or the table's repository."""
+        root = find_part(model, "ip-adapter")
+        if model.adapter_file:
+            subfolder, name = model.adapter_file.rsplit("/", 1)
+            encoder = "models/image_encoder"
+        else:
+            names = sorted(path.name for path in Path(root).glob("*.safetensors"))
+            if len(names) != 1:
+                raise ValueError(f"{root} must hold one .safetensors file and image_encoder/; it holds {names}.")
+            subfolder, name, encoder = "", names[0], "image_encoder"
+        try:
+            pipe.load_ip_adapter(root, subfolder=subfolder, weight_name=name, image_encoder_folder=encoder)
+        except OSError as error:
+            raise not_on_disk(root) from error
+        return cls()
+
+    @torch.inference_mode()
+    def inputs(self, pipe, request: Request) -> dict:
+        """Average the contexts' embeddings; without contexts the adapter's layers are scaled to nothing."""
+        images = request.contexts or [Image.new("RGB", (64, 64))]
+        (both,) = pipe.prepare_ip_adapter_image_embeds([images], None, pipe._execution_device, 1, True)
+        mean = average_embeddings(both.transpose(0, 1), request.weights or None)[:, None]  # (2 branches, 1, ...)
+        pipe.set_ip_adapter_scale(0.0 if not request.contexts else self.scale if request.prompt else 1.0)
+        return _text(request) | {"ip_adapter_image_embeds": [mean if request.guided else mean[1:]]}
+
+
+class ColourContexts:
+    """No trained part at all: the picture starts from the query in the contexts' colours (image to image)."""
+
+    def inputs(self, pipe, request: Request) -> dict:
+        """Pass the text alone; the contexts act through :meth:`start`."""
+        return _text(request)
+
+    @staticmethod
+    def start(request: Request) -> Image.Image:
+        """Paint the query with the contexts' mean and deviation per channel (AdaIN on pixels), or average contexts."""
+        pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts])
+        if request.query is None:
+            return to_pil(average_embeddings(pixels, request.weights))
+        statistics = average_embeddings(dynamic_normalization(pixels)[1], request.weights)
+        values, _ = dynamic_normalization(to_tensor(resize(request.query, request.size)))
+        return to_pil(denormalize(values, statistics))
+
+
+def _text(request: Request) -> dict:
+    return {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}

@@ -1,0 +1,159 @@
+"""Sentences and pictures as vectors: CLIP and DINO offline, SigLIP and DINOv2 from the hub, behind one protocol.
+
+Averaging the vectors of several context pictures gives one vector for their common style (Context Diffusion,
+"combining contextual embeddings").
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .checkpoints import DEFAULT, find_model, find_part, load_part
+from .images import ImageLike, dynamic_normalization, resize, to_tensor
+
+HUB_ENCODERS = {
+    "clip": "openai/clip-vit-large-patch14",
+    "siglip": "google/siglip-base-patch16-224",
+    "dino": "facebook/dino-vitb8",
+    "dinov2": "facebook/dinov2-base",
+}
+WITH_TEXT = ("clip", "siglip")
+
+
+class Encoder(Protocol):
+    """What every encoder offers; ``encode_text`` raises ``TypeError`` for those that know pictures only."""
+
+    name: str
+
+    def encode_images(self, images: Iterable[ImageLike]) -> Float[Tensor, "images dim"]:
+        """Encode pictures as one vector each."""
+        ...
+
+    def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Encode sentences as one vector each, comparable with the pictures' by cosine."""
+        ...
+
+
+def load_encoder(
+    name: str = "clip", model: str | Path = DEFAULT, *, device: str | torch.device = "cpu"
+) -> "TransformersEncoder":
+    """Load an encoder: ``"clip"`` or ``"dino"`` of a model, or ``"siglip"``, ``"dinov2"``, a repository id or folder.
+
+    Pictures are standardized as the encoder was trained: by the fixed numbers in its ``preprocessor_config.json``, or
+    by their own statistics (dynamic normalization) where it has no such file.
+    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+    """
+    location = find_part(find_model(model), name) if name in ("clip", "dino") else None
+    location = location or HUB_ENCODERS.get(name) or (name if "/" in name or Path(name).is_dir() else None)
+    if location is None:
+        raise ValueError(f"There is no encoder {name!r}; give {', '.join(HUB_ENCODERS)}, a folder, or owner/name.")
+    from transformers import AutoModel
+
+    network = load_part(AutoModel, location).eval().requires_grad_(False).to(device)
+    tokenizer = _tokenizer(location, model) if hasattr(network, "get_text_features") else None
+    return TransformersEncoder(name, network, _preprocessing(location, network), tokenizer)
+
+
+class TransformersEncoder:
+    """An :class:`Encoder` around any transformers vision model, with text where the model has it."""
+
+    def __init__(self, name: str, network: torch.nn.Module, preprocess: Callable, tokenizer=None):
+        self.name, self.network, self.preprocess, self.tokenizer = name, network, preprocess, tokenizer
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[ImageLike]) -> Float[Tensor, "images dim"]:
+        """Encode pictures: CLIP's and SigLIP's projected vector, or a ViT's class token (DINO)."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.network.device)
+        if hasattr(self.network, "get_image_features"):
+            return features(self.network.get_image_features(pixel_values=pixels))
+        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+
+    @torch.inference_mode()
+    def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Encode sentences in the space of the pictures; what a sentence has beyond the model's length is cut."""
+        if self.tokenizer is None:
+            raise TypeError(f"{self.name!r} encodes pictures only; for text take 'clip' or 'siglip'.")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        length = self.network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids = tokens["input_ids"].to(self.network.device)  # no mask: CLIP looks back only, SigLIP was trained without
+        return features(self.network.get_text_features(input_ids=ids))
+
+
+def features(output) -> Float[Tensor, "batch dim"]:
+    """Take the projected vectors from what ``get_image_features`` returns (a tensor before transformers 5)."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def average_embeddings(
+    embeddings: Float[Tensor, "images ..."], weights: Sequence[float] | None = None
+) -> Float[Tensor, "..."]:
+    """Average the embeddings of several pictures: ``e = sum_i w_i e_i`` with the weights scaled to sum 1.
+
+    Context Diffusion, "combining contextual embeddings". Raises ``ValueError`` for weights that are no weights.
+
+    >>> average_embeddings(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [3, 1])
+    tensor([0.7500, 0.2500])
+    """
+    if not len(embeddings):
+        raise ValueError("There is nothing to average: pass the embeddings of at least one picture.")
+    scaled = embeddings.new_tensor(check_weights(weights, len(embeddings)))
+    return torch.tensordot(scaled, embeddings, dims=1)
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Scale weights to sum 1 (equal ones for None); refuse a wrong number, negative, all zero, or not finite."""
+    if weights is None:
+        return [1 / count] * count
+    values = [float(weight) for weight in weights]
+    if len(values) != count:
+        raise ValueError(f"Give one weight for each context image: {count} image(s), {len(values)} weight(s).")
+    if not all(math.isfinite(value) for value in values) or min(values) < 0 or max(values) == 0:
+        raise ValueError(f"Weights are finite, not negative, and not all zero; got {values}.")
+    largest = max(values)
+    total = sum(value / largest for value in values)  # tiny or huge numbers neither vanish nor overflow
+    return [value / largest / total for value in values]
+
+
+def vision_inputs(
+    images: Float[Tensor, "batch 3 height width"], size: int
+) -> tuple[Float[Tensor, "batch 3 size size"], Float[Tensor, "batch 6"]]:
+    """Shrink pictures in [0, 1] to a vision tower's size, then normalize them dynamically; statistics beside.
+
+    Training and sampling both go through here, so that a context looks the same to the tower in both.
+    """
+    small = F.adaptive_avg_pool2d(images, size) if min(images.shape[-2:]) >= size else F.interpolate(images, size)
+    return dynamic_normalization(small)
+
+
+def _tokenizer(location: str, model: str | Path):
+    from transformers import AutoTokenizer
+
+    beside = Path(find_model(model).location) / "tokenizer"
+    inside = (Path(location) / name for name in ("tokenizer.json", "tokenizer_config.json"))
+    if Path(location).is_dir() and not any(file.is_file() for file in inside):
+        location = str(beside)  # an offline CLIP shares the pipeline's tokenizer
+    return load_part(AutoTokenizer, location, dtype=None)
+
+
+def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 size size"]]:
+    """Choose how a picture is standardized for a network: fixed numbers where it comes with some, else its own."""
+    size = getattr(network.config, "vision_config", network.config).image_size
+    settings = Path(location) / "preprocessor_config.json"
+    if Path(location).is_dir() and not settings.is_file():
+        return lambda image: vision_inputs(to_tensor(resize(image, 2 * size))[None], size)[0][0]
+    if settings.is_file():
+        numbers = json.loads(settings.read_text())
+    else:
+        from transformers import AutoImageProcessor
+
+        numbers = load_part(AutoImageProcessor, location, dtype=None, backend="pil").to_dict()
+    mean, std = (torch.tensor(numbers[key])[:, None, None] for key in ("image_mean", "image_std"))
+    return lambda image: (to_tensor(resize(image, size)) - mean) / std
