@@ -90,7 +90,7 @@ def frechet_distance(
     influences = []
     for side, other in ((first, whole[1]), (second, whole[0])):
         used = np.flatnonzero(side.counts)
-        without = [_frechet(_mean_and_root(*side.gaussian(without=block)), other) for block in used]
+        without = [_frechet(_mean_and_root(*side.gaussian(without=int(block))), other) for block in used]
         influences.append(jackknife_influence(np.array(without)))
     return estimate_from_influence(_frechet(*whole), influences, n=len(first))
 

@@ -60,8 +60,8 @@ def estimate_mean(
 
 
 def estimate_difference(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Iterable[float],
+    second: Iterable[float],
     sets: Iterable[Hashable] | None = None,
     *,
     resamples: int = RESAMPLES,
@@ -81,7 +81,7 @@ def estimate_difference(
     return estimate_mean(first - second, sets, resamples=resamples, seed=seed)
 
 
-def estimate_rate(events: Iterable[bool], sets: Iterable[Hashable] | None = None) -> Estimate:
+def estimate_rate(events: Iterable[bool | np.bool_], sets: Iterable[Hashable] | None = None) -> Estimate:
     """Estimate how often something happens, with Wilson's interval instead of the bootstrap's.
 
     A bootstrap of twenty pictures without one event says "0 to 0"; Wilson (1927) says "0 to 0.16":
@@ -114,7 +114,7 @@ def jackknife_influence(without: Float[np.ndarray, " units"]) -> Float[np.ndarra
 
 def estimate_from_influence(
     value: float,
-    influences: Sequence[Float[np.ndarray, " units"]],
+    influences: Sequence[Float[np.ndarray, " _"]],
     *,
     n: int,
     resamples: int = RESAMPLES,

@@ -92,10 +92,12 @@ def embeddings(
 ) -> Iterator[Float[Tensor, "batch dim"]]:
     """Stream the embeddings of ``images`` in batches, float64 on the CPU.
 
-    Without ``encode``, ``images`` holds embeddings already: a tensor (n, d) or an iterable of such batches.
+    Without ``encode``, ``images`` holds embeddings already: a tensor (n, d) or an iterable of such batches. A tensor
+    (n, d) is taken for embeddings beside ``encode`` too: pictures can be scored against references encoded before.
     Raises ``ValueError`` for embeddings of a wrong shape or that are not finite.
     """
-    if encode is not None:
+    known = isinstance(images, (Tensor, np.ndarray)) and images.ndim == 2
+    if encode is not None and not known:
         for batch in batched(pictures(images), batch_size):
             yield embed(batch, encode)
     elif isinstance(images, (Tensor, np.ndarray)):

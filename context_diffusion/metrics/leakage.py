@@ -5,6 +5,7 @@ takes the reference. Only the second is a fault, and style scores reward it. A c
 """
 
 from collections.abc import Callable, Hashable, Iterable
+from typing import SupportsInt
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ def classified(images: object, classify: Classifier, *, batch_size: int = BATCH_
 
 def content_leakage(
     images: object,
-    prompt_classes: Iterable[int],
-    reference_classes: Iterable[int],
+    prompt_classes: Iterable[SupportsInt],
+    reference_classes: Iterable[SupportsInt],
     classify: Classifier,
     *,
     sets: Iterable[Hashable] | None = None,
@@ -56,7 +57,7 @@ def content_leakage(
 
 def object_accuracy(
     images: object,
-    prompt_classes: Iterable[int],
+    prompt_classes: Iterable[SupportsInt],
     classify: Classifier,
     *,
     sets: Iterable[Hashable] | None = None,
@@ -68,14 +69,14 @@ def object_accuracy(
     return estimate_rate(_matches(seen, prompted), sets)
 
 
-def _classes(classes: Iterable[int]) -> Int[np.ndarray, " n"]:
+def _classes(classes: Iterable[SupportsInt]) -> Int[np.ndarray, " n"]:
     array = np.array([int(label) for label in classes], dtype=np.int64)
     if (array < 0).any():
         raise ValueError(f"Classes are column numbers of the classifier, 0 and up; one is {array.min()}.")
     return array
 
 
-def _matches(seen: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " n"]) -> list[bool]:
+def _matches(seen: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " m"]) -> list[bool]:
     if len(seen) != len(wanted):
         raise ValueError(f"Each picture needs its class; there are {len(seen)} pictures and {len(wanted)} classes.")
     return (seen == wanted).tolist()

@@ -28,7 +28,7 @@ collapse), and the intervals grow accordingly. And networks whose embeddings all
 blended; pass ``center``, the mean embedding of pictures in none of the styles, to subtract that common part.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ MIN_SEPARATION = 1e-6  # smallest eigenvalue of the references' cosines at which
 def weighted_multi_style_scores(
     images: object,
     references: object,
-    weights: Sequence[float],
+    weights: Iterable[float],
     encode: Encoder | None = None,
     *,
     batch_size: int = BATCH_SIZE,
@@ -59,7 +59,7 @@ def weighted_multi_style_scores(
 def weighted_multi_style(
     images: object,
     references: object,
-    weights: Sequence[float],
+    weights: Iterable[float],
     encode: Encoder | None = None,
     *,
     sets: Iterable[Hashable] | None = None,
@@ -117,7 +117,7 @@ def style_shares(
 def blend_scores(
     images: object,
     references: object,
-    weights: Sequence[float],
+    weights: Iterable[float],
     encode: Encoder | None = None,
     *,
     center: Float[Tensor, " dim"] | None = None,
@@ -137,7 +137,7 @@ def blend_scores(
 def blend_score(
     images: object,
     references: object,
-    weights: Sequence[float],
+    weights: Iterable[float],
     encode: Encoder | None = None,
     *,
     sets: Iterable[Hashable] | None = None,
@@ -149,9 +149,9 @@ def blend_score(
     return estimate_mean(scores, sets)
 
 
-def normalized_weights(weights: Sequence[float], count: int) -> Float[np.ndarray, " references"]:
+def normalized_weights(weights: Iterable[float], count: int) -> Float[np.ndarray, " references"]:
     """Check the style weights (as many as references, finite, none negative, not all 0) and scale them to sum to 1."""
-    array = np.asarray(weights, dtype=np.float64)
+    array = np.asarray(list(weights), dtype=np.float64)
     if array.shape != (count,):
         raise ValueError(f"Each reference needs one weight; there are {count} references and {array.size} weights.")
     if not np.isfinite(array).all() or (array < 0).any() or array.sum() == 0:

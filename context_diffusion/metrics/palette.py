@@ -9,11 +9,13 @@ stand in the picture, which is the point.
 
 import functools
 import itertools
+import os
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 from scipy import sparse
 from scipy.optimize import linprog
 
@@ -129,15 +131,13 @@ def _transport(rows: int, columns: int) -> sparse.csr_array:
     return sparse.csr_array(sparse.vstack([leaves, reaches]))[:-1]
 
 
-def palette_distances(
-    images: Iterable[object], targets: Iterable[object], *, colors: int = COLORS
-) -> Float[np.ndarray, " n"]:
+def palette_distances(images: Iterable[object], targets: object, *, colors: int = COLORS) -> Float[np.ndarray, " n"]:
     """Earth mover's distance of each entry's palette from its target's, in Delta E*ab (1976).
 
     An entry of either side is a picture, a set of pictures (a list, or a tensor (m, 3, h, w)), or a
     :class:`Palette`. A single picture or :class:`Palette` as ``targets`` serves every entry.
     """
-    if isinstance(targets, Palette) or hasattr(targets, "getbands"):
+    if isinstance(targets, (Palette, Image.Image, str, os.PathLike)):
         targets = itertools.repeat(_as_palette(targets, colors))
     distances, missing = [], object()
     endless = isinstance(targets, itertools.repeat)
@@ -151,7 +151,7 @@ def palette_distances(
 
 def palette_distance(
     images: Iterable[object],
-    targets: Iterable[object],
+    targets: object,
     *,
     sets: Iterable[Hashable] | None = None,
     colors: int = COLORS,
