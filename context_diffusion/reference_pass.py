@@ -1,0 +1,175 @@
+"""Running the references through the U-Net beside the caller's batch, and keeping what they leave for the next call."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .style_processor import KeptLayer, ReferenceDone, Sharing
+from .trajectory import Trajectory, alpha_at, conditions
+
+Layers = dict[str, KeptLayer]
+
+
+class ReferencePass:
+    """Gives, for a time step and guidance branches, the keys and values of the references in every shared layer.
+
+    The references are run in one batch, one row per branch, on the trajectory's latents with the trajectory's text: no
+    ControlNet residual, no IP-Adapter image and no other token of the caller's batch reaches them. The pass ends at
+    the last shared layer.
+    """
+
+    def __init__(
+        self, pipe, trajectory: Trajectory, sharing: Sharing, layers: tuple[str, ...], interpolate: bool, cache
+    ):
+        self.pipe, self.trajectory, self.sharing = pipe, trajectory, sharing
+        self.layers, self.interpolate, self.cache = layers, interpolate, cache
+        if cache is not None:
+            cache.claim(pipe.unet, trajectory)
+        norms_too = any(isinstance(pipe.unet.get_submodule(layer), nn.GroupNorm) for layer in layers)
+        self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
+        if any(hasattr(module, "_diffusers_hook") for module in pipe.unet.modules()):
+            self.last_layer = ""  # hooks that stream weights must see every layer
+
+    def __call__(
+        self, forward: Callable, sample: Tensor, timestep: Tensor | float, branches: Sequence[str], kwargs: dict
+    ) -> Layers:
+        """Take from the cache, or run ``forward`` (the U-Net's own) on the references."""
+        time = single_timestep(timestep)
+        scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
+        key = (time, tuple(branches), scale, sample.dtype, self.layers)
+        if self.cache is not None and key in self.cache:
+            return self.cache.get(key, sample.device)
+        alpha = alpha_at(self.pipe.scheduler, time) if self.interpolate else None
+        latents = self.trajectory.at(time, alpha).to(sample)
+        texts, added = conditions(self.trajectory.embeddings, branches, like=sample)
+        sharing = self.sharing
+        sharing.phase, sharing.branches, sharing.kept = "reference", len(branches), {}
+        sharing.last_layer = self.last_layer if scale in (None, 1) else ""  # a scaled LoRA is unscaled at the end
+        condition = kwargs.get("timestep_cond")  # the guidance scale, in models distilled to be told it
+        try:
+            with without_ip_adapter(self.pipe.unet):
+                forward(
+                    torch.cat([latents] * len(branches)),
+                    timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
+                    encoder_hidden_states=texts,
+                    timestep_cond=None if condition is None else condition[:1].expand(len(texts), -1),
+                    cross_attention_kwargs=None if scale is None else {"scale": scale},
+                    added_cond_kwargs=added,
+                    return_dict=False,
+                )
+        except ReferenceDone:
+            pass
+        finally:
+            sharing.phase = "off"
+        kept, sharing.kept = sharing.kept, {}
+        if self.cache is not None:
+            self.cache.put(key, kept, steps=len(self.pipe.scheduler.timesteps))
+        return kept
+
+
+class ReferenceCache:
+    """Keys and values of references, kept for the next call with the same references, steps and model.
+
+    They stay on the device if all steps together take at most half of its free memory, else in the computer's memory
+    if they take at most half of that, else they are not kept and a warning says so. Pass one object to several
+    ``style_aligned`` blocks to share it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple, Layers] = {}
+        self._owner: tuple | None = None
+        self.device: torch.device | None = None
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._kept
+
+    def __len__(self) -> int:
+        """The number of steps kept."""
+        return len(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes kept."""
+        return sum(_bytes(layers) for layers in self._kept.values())
+
+    def __repr__(self) -> str:
+        return f"ReferenceCache({len(self)} steps, {self.nbytes / 2**20:.1f} MiB on {self.device or 'no device yet'})"
+
+    def claim(self, unet: nn.Module, trajectory: Trajectory) -> None:
+        """Forget everything if it belongs to other references or another model."""
+        parts = (trajectory.latents, trajectory.timesteps, *trajectory.embeddings.values())
+        digest = hashlib.blake2b()
+        for part in parts:
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy())
+        owner = (id(unet), digest.hexdigest())
+        if owner != self._owner:
+            self._kept, self._owner, self.device = {}, owner, None
+
+    def get(self, key: tuple, device: torch.device) -> Layers:
+        """What was kept under ``key``, on ``device``."""
+        layers = self._kept[key]
+        return layers if self.device == device else {name: kept.to(device) for name, kept in layers.items()}
+
+    def put(self, key: tuple, layers: Layers, steps: int) -> None:
+        """Keep ``layers``, where there is room for ``steps`` times as much."""
+        where = next(iter(layers.values())).tensors()[0].device
+        if self.device is None:
+            self.device = _roomy_device(where, steps * _bytes(layers))
+        if self.device.type != "meta":
+            self._kept[key] = (
+                layers if self.device == where else {n: kept.to(self.device) for n, kept in layers.items()}
+            )
+
+
+@contextmanager
+def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
+    """Switch the U-Net's IP-Adapters off, so that it can be called without their images; put back what was there."""
+    if getattr(unet.config, "encoder_hid_dim_type", None) != "ip_image_proj":
+        yield
+        return
+    adapters = [module for module in unet.modules() if hasattr(module, "to_k_ip") and hasattr(module, "scale")]
+    scales = [adapter.scale for adapter in adapters]
+    count = len(scales[0])
+    for adapter in adapters:
+        adapter.scale = [0.0] * count
+    unet.process_encoder_hidden_states = lambda encoder_hidden_states, **_: (encoder_hidden_states, [None] * count)
+    try:
+        yield
+    finally:
+        del unet.process_encoder_hidden_states
+        for adapter, scale in zip(adapters, scales, strict=True):
+            adapter.scale = scale
+
+
+def single_timestep(timestep: Tensor | float) -> float:
+    """The one time step of a U-Net call; raises ``ValueError`` if its images are at several."""
+    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
+        return float(timestep)
+    values = timestep.unique().tolist()
+    if len(values) > 1:
+        raise ValueError(f"Images aligned with a reference are at one time step; this call has {values}.")
+    return values[0]
+
+
+def _bytes(layers: Layers) -> int:
+    return sum(tensor.nbytes for kept in layers.values() for tensor in kept.tensors())
+
+
+def _roomy_device(device: torch.device, needed: int) -> torch.device:
+    import psutil
+
+    if device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] / 2:
+        return device
+    available = psutil.virtual_memory().available
+    if needed <= available / 2:
+        return torch.device("cpu")
+    warnings.warn(
+        f"References are not cached: their keys and values over all steps take {needed / 2**30:.1f} GiB, more than "
+        f"half of the {available / 2**30:.1f} GiB of free memory; share fewer layers or run fewer steps.",
+        stacklevel=2,
+    )
+    return torch.device("meta")

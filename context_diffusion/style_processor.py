@@ -1,0 +1,218 @@
+"""What style alignment puts into a U-Net: a processor for each self-attention, a wrapper for each group norm.
+
+Both read one :class:`Sharing`, which says what the U-Net is doing now: nothing special, running the references (their
+keys and values are kept), or running the targets (which see what was kept).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .shared_attention import Features, Moments, Reference, adain, mix_moments, moments, shared_attention
+
+PLAIN = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+
+
+class ReferenceDone(Exception):
+    """The last shared layer of the references has been reached: the rest of their pass would be thrown away."""
+
+
+@dataclass
+class KeptLayer:
+    """What one layer keeps of the references, (branches, references, tokens, channels)."""
+
+    key: Features | None = None
+    value: Features | None = None
+    query_moments: Moments | None = None
+    group_moments: Moments | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, for counting bytes."""
+        pairs = [*(self.query_moments or ()), *(self.group_moments or ())]
+        return [tensor for tensor in (self.key, self.value, *pairs) if tensor is not None]
+
+    def to(self, device: torch.device) -> "KeptLayer":
+        """The same on another device."""
+
+        def moved(pair: Moments | None) -> Moments | None:
+            return None if pair is None else Moments(*(x.to(device, non_blocking=True) for x in pair))
+
+        key, value = (x if x is None else x.to(device, non_blocking=True) for x in (self.key, self.value))
+        return KeptLayer(key, value, moved(self.query_moments), moved(self.group_moments))
+
+
+@dataclass
+class Sharing:
+    """Settings of one layer's sharing, shared by all layers, and what the U-Net is doing now."""
+
+    adain_queries: bool
+    adain_keys: bool
+    adain_values: bool
+    share_attention: bool
+    full_attention: bool
+    weights: Float[Tensor, " references"]
+    scales: tuple[float, ...]
+    shifts: tuple[float, ...]  # score shift plus log weight, per reference
+    row_zero: bool  # the reference is image 0 of each branch, not one kept from another pass
+    last_layer: str = ""
+    phase: Literal["off", "reference", "targets"] = "off"
+    branches: int = 1
+    kept: dict[str, KeptLayer] = field(default_factory=dict)
+
+    def keep(self, layer: str, **what) -> None:
+        """Keep something of the references; end their pass after the last layer."""
+        kept = self.kept.setdefault(layer, KeptLayer())
+        for name, value in what.items():
+            setattr(kept, name, value)
+        if layer == self.last_layer:
+            raise ReferenceDone
+
+    def references(self, key: Features, value: Features) -> list[Reference]:
+        """Key and value of the references as attention wants them: one where they all count alike, else each."""
+        if len({*zip(self.scales, self.shifts, strict=True)}) == 1:
+            return [Reference(key.flatten(1, 2), value.flatten(1, 2), self.scales[0], self.shifts[0])]
+        rows = zip(key.unbind(1), value.unbind(1), self.scales, self.shifts, strict=True)
+        return [Reference(*row) for row in rows]
+
+
+class StyleAlignedProcessor:
+    """Self-attention with AdaIN and shared keys and values; outside a shared step it is the processor it replaced."""
+
+    def __init__(self, layer: str | None = None, inner=None, sharing: Sharing | None = None):
+        if sharing is None:  # diffusers' IP-Adapter loader rebuilds every processor by calling its class
+            raise RuntimeError("Load or unload an IP-Adapter outside the style_aligned block, not inside it.")
+        self.layer, self.inner, self.sharing = layer, inner, sharing
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args,
+        **kwargs,
+    ) -> Tensor:
+        """Attend as diffusers' processors do: (rows, tokens, channels) in and out."""
+        sharing = self.sharing
+        if sharing.phase == "off":
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        if attention_mask is not None or encoder_hidden_states is not None:
+            raise ValueError(
+                "Style alignment shares plain self-attention; this call masks it or gives it other tokens."
+            )
+        features = hidden_states.unflatten(0, (sharing.branches, -1))  # (branches, images, tokens, channels)
+        query, key, value = (project(features) for project in (attn.to_q, attn.to_k, attn.to_v))
+        if sharing.phase == "reference":
+            sharing.keep(self.layer, key=key, value=value, query_moments=moments(query))
+            out = shared_attention(query, key, value, heads=attn.heads)
+        else:
+            out = self._aligned(query, key, value, attn.heads)
+        out = attn.to_out[1](attn.to_out[0](out.flatten(0, 1)))
+        return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def _aligned(self, query: Features, key: Features, value: Features, heads: int) -> Features:
+        """The targets' attention; in row-zero mode image 0 is computed with them and is not changed."""
+        sharing = self.sharing
+        if sharing.full_attention and sharing.row_zero:  # nobody is the reference, so nobody's statistics are taken
+            return shared_attention(query, key, value, heads=heads, full=True)
+        if sharing.row_zero:
+            kept = KeptLayer(key[:, :1], value[:, :1], moments(query[:, :1]))
+        else:
+            kept = sharing.kept[self.layer]
+        references = sharing.references(kept.key, kept.value) if sharing.share_attention else []
+        if sharing.adain_queries:
+            query = self._adain(query, kept.query_moments)
+        if sharing.adain_keys:
+            key = self._adain(key, moments(kept.key))
+        if sharing.adain_values:
+            value = self._adain(value, moments(kept.value))
+        first, full = int(sharing.row_zero), sharing.full_attention
+        return shared_attention(query, key, value, references, heads=heads, first_target=first, full=full)
+
+    def _adain(self, features: Features, style: Moments) -> Features:
+        aligned = adain(features, mix_moments(style, self.sharing.weights))
+        if self.sharing.row_zero:
+            aligned[:, 0] = features[:, 0]  # its own statistics already, but for rounding
+        return aligned
+
+
+class SharedGroupNorm:
+    """Group normalization with the moments of the image and of the references, half and half.
+
+    As if the features of the two lay side by side: ``mean = (m + m_r) / 2``, ``var = (v + v_r) / 2 + (m - m_r)^2 / 4``
+    for each group, ``m_r, v_r`` mixed over the references by their weights.
+    """
+
+    def __init__(self, layer: str, norm: nn.GroupNorm, original, sharing: Sharing):
+        self.layer, self.norm, self.original, self.sharing = layer, norm, original, sharing
+
+    def __call__(self, features: Float[Tensor, "rows channels *pixels"]) -> Float[Tensor, "rows channels *pixels"]:
+        """Normalize (rows, channels, ...) as ``nn.GroupNorm`` does."""
+        sharing, norm = self.sharing, self.norm
+        if sharing.phase == "off":
+            return self.original(features)
+        grouped = features.unflatten(1, (norm.num_groups, -1)).flatten(2)
+        var, mean = torch.var_mean(grouped.float(), dim=-1, correction=0)  # (rows, groups)
+        own = Moments(*(x.unflatten(0, (sharing.branches, -1)) for x in (mean, var)))
+        if sharing.phase == "reference":
+            sharing.keep(self.layer, group_moments=own)
+            return self.original(features)
+        if sharing.row_zero:
+            style = Moments(*(x[:, :1] for x in own))
+        else:
+            style = mix_moments(sharing.kept[self.layer].group_moments, sharing.weights)
+        mean = (own.mean + style.mean) / 2
+        var = (own.var + style.var) / 2 + (own.mean - style.mean) ** 2 / 4
+        ratio = (var + norm.eps).rsqrt().flatten(0, 1).repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
+        mean = mean.flatten(0, 1).repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
+        if norm.affine:
+            ratio = ratio * norm.weight
+        shift = (norm.bias if norm.affine else 0) - mean * ratio
+        shape = (*ratio.shape, *[1] * (features.ndim - 2))
+        return torch.addcmul(shift.to(features).view(shape), features, ratio.to(features).view(shape))
+
+
+def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
+    """The self-attention layers of a U-Net by name, in the order of depth: down, middle, up."""
+    found = {
+        name: module
+        for name, module in unet.named_modules()
+        if name.endswith("attn1") and hasattr(module, "processor") and not module.is_cross_attention
+    }
+    depth = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return dict(sorted(found.items(), key=lambda item: depth.get(item[0].split(".")[0], 3)))  # stable within blocks
+
+
+def choose_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> list[str]:
+    """A fraction of the layers, evenly spaced, or those whose name contains one of the given words."""
+    if isinstance(layers, int | float):
+        count = max(1, round(layers * len(names))) if layers > 0 else 0
+        return [names[int((i + 0.5) * len(names) / count)] for i in range(count)]
+    words = [layers] if isinstance(layers, str) else list(layers)
+    unused = [word for word in words if not any(word in name for name in names)]
+    if unused:
+        raise ValueError(f"No self-attention layer has {unused[0]!r} in its name; they are {', '.join(names)}.")
+    return [name for name in names if any(word in name for word in words)]
+
+
+def check_layer(name: str, module: nn.Module) -> None:
+    """Refuse a layer that does more than plain self-attention, in a sentence."""
+    kind = type(module.processor).__name__
+    if kind not in PLAIN:
+        raise ValueError(f"Layer {name} already has a processor of its own ({kind}); remove it before aligning styles.")
+    extras = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
+    extra = next((extra for extra in extras if getattr(module, extra, None) is not None), None)
+    if extra is not None:
+        raise ValueError(
+            f"Layer {name} has a {extra}, which style alignment does not know; SD 1.x, 2.x and SDXL have none."
+        )
+
+
+def is_style_aligned(unet: nn.Module) -> bool:
+    """Whether a ``style_aligned`` block is open on this U-Net."""
+    return getattr(unet, "_style_aligned", False)

@@ -1,0 +1,56 @@
+"""The settings of style alignment."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StyleSettings:
+    """What is shared with the reference, how strongly, in which layers, at which steps.
+
+    ``score_scale`` multiplies the scores of the reference's keys, ``score_shift`` is added to them (``math.log(2)``:
+    each of its tokens counts twice); one number, or one per reference. ``full_attention`` lets all images see each
+    other. ``layers`` is a fraction (the paper tries 1, 0.5, 0.1), evenly spaced, or words such as "up_blocks".
+    Steps count from 0 over the whole schedule, ``last_step`` included. ``interpolate`` allows sampling at time steps
+    between those of the reference's trajectory. Layer norms are not shared: they act on one token at a time, so
+    sharing them would do nothing.
+    """
+
+    adain_queries: bool = True
+    adain_keys: bool = True
+    adain_values: bool = False
+    share_attention: bool = True
+    full_attention: bool = False
+    share_group_norm: bool = False
+    score_scale: float | Sequence[float] = 1.0
+    score_shift: float | Sequence[float] = 0.0
+    layers: float | str | Sequence[str] = 1.0
+    first_step: int = 0
+    last_step: int | None = None
+    interpolate: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, int | float) and not 0 <= self.layers <= 1:
+            raise ValueError(f"layers is a fraction from 0 to 1, or words in layer names; got {self.layers}.")
+        if self.first_step < 0 or (self.last_step is not None and self.last_step < self.first_step):
+            raise ValueError(
+                f"Steps run from first_step (0 or more) to last_step; got {self.first_step} to {self.last_step}."
+            )
+
+    @property
+    def attends(self) -> bool:
+        """Whether self-attention layers are changed at all."""
+        adain = self.adain_queries or self.adain_keys or self.adain_values
+        return (adain or self.share_attention or self.full_attention) and self.layers != 0
+
+    def per_reference(self, name: str, count: int) -> tuple[float, ...]:
+        """``score_scale`` or ``score_shift`` of each of ``count`` references."""
+        value = getattr(self, name)
+        values = (float(value),) * count if isinstance(value, int | float) else tuple(float(each) for each in value)
+        if len(values) != count:
+            raise ValueError(f"{name} is one number or one per reference; got {len(values)} for {count} references.")
+        for each in values:
+            if math.isnan(each) or each == math.inf or (name == "score_scale" and math.isinf(each)):
+                raise ValueError(f"{name} is a finite number (a shift may be -inf: not shared); got {each}.")
+        return values

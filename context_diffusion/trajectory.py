@@ -1,0 +1,239 @@
+"""A trajectory: the latents of one or more references at every noise level of a sampling run, and how they were made.
+
+Level k holds what the model is given at step k of sampling, from noise (level 0) to the clean latent (last level).
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+FORMAT = "context_diffusion.trajectory/1"
+FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved beside the tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Latents z_k of references, level by level, on the CPU, with the text they belong to.
+
+    ``alphas`` are the products ``alpha_bar`` of each level (1 is clean); ``embeddings`` hold the text of each guidance
+    branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference; ``model``
+    is what :func:`describe_model` says of the pipeline that made it.
+    """
+
+    latents: Float[Tensor, "levels references channels height width"]
+    timesteps: Float[Tensor, " steps"]
+    alphas: Float[Tensor, " levels"]
+    embeddings: dict[str, Tensor]
+    prompts: tuple[str, ...]
+    negative_prompt: str | None = None
+    guidance_scale: float = 1.0
+    fixed_point_iterations: int = 0
+    model: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of references."""
+        return self.latents.shape[1]
+
+    @property
+    def num_inference_steps(self) -> int:
+        """The number of steps; there is one level more, the clean one."""
+        return len(self.timesteps)
+
+    @property
+    def noise(self) -> Float[Tensor, "references channels height width"]:
+        """Level 0: sampling from it with the same prompt and guidance draws the reference again."""
+        return self.latents[0]
+
+    @property
+    def clean(self) -> Float[Tensor, "references channels height width"]:
+        """The last level: the encoded pictures."""
+        return self.latents[-1]
+
+    def __getitem__(self, index: int) -> "Trajectory":
+        """One of the references, as a trajectory of its own."""
+        index = range(len(self))[index]
+        rows = slice(index, index + 1)
+        embeddings = {name: rows_of[rows] for name, rows_of in self.embeddings.items()}
+        return replace(self, latents=self.latents[:, rows], embeddings=embeddings, prompts=self.prompts[rows])
+
+    @staticmethod
+    def join(trajectories: Sequence["Trajectory"]) -> "Trajectory":
+        """Put the references of several trajectories into one; raises ``ValueError`` if they do not fit together."""
+        if not trajectories:
+            raise ValueError("At least one reference is needed; the list of trajectories is empty.")
+        first, *others = trajectories
+        for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "fixed_point_iterations"):
+            values = [getattr(trajectory, name) for trajectory in trajectories]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"References used together are inverted with one {name}; these have {values}.")
+        sizes = [tuple(trajectory.latents.shape[2:]) for trajectory in trajectories]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"References used together have one size; the latents of these are {sizes}.")
+        if any(not torch.equal(other.timesteps, first.timesteps) for other in others):
+            raise ValueError(
+                "References used together visit the same time steps; these were made with other schedulers."
+            )
+        for other in others:
+            _compare_models(other.model, first.model)
+        if not others:
+            return first
+        names = first.embeddings
+        return replace(
+            first,
+            latents=torch.cat([trajectory.latents for trajectory in trajectories], dim=1),
+            embeddings={name: torch.cat([each.embeddings[name] for each in trajectories]) for name in names},
+            prompts=sum((trajectory.prompts for trajectory in trajectories), ()),
+        )
+
+    def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references channels height width"]:
+        """The latents at a time step, found by its value.
+
+        With the step's ``alpha_bar`` given, a step in between is interpolated: on a segment of the trajectory, DDIM
+        keeps one clean latent x and one noise e, so ``z = cos(phi) x + sin(phi) e``, ``cos(phi)^2 = alpha_bar``, and
+        two levels give the third. Without it, such a step raises ``ValueError``.
+        """
+        near = (self.timesteps - float(timestep)).abs().argmin()
+        if (self.timesteps[near] - float(timestep)).abs() < 1e-3:
+            return self.latents[near]
+        if alpha is None:
+            raise ValueError(
+                f"Time step {float(timestep):g} is not in the reference's trajectory, which was made with "
+                f"{self.num_inference_steps} steps ({_abbreviate(self.timesteps)}): sample with the same number of "
+                "steps and the same scheduler, or pass interpolate=True."
+            )
+        angles = self.alphas.double().sqrt().clamp(-1, 1).acos()
+        phi = math.acos(min(1.0, math.sqrt(alpha)))
+        segments = (angles[:-1] > angles[1:]).nonzero().flatten().tolist()
+        k = next((segment for segment in segments if angles[segment + 1] <= phi), segments[-1])
+        high, low = angles[k], angles[k + 1]
+        noisy, clean = self.latents[k], self.latents[k + 1]
+        return (torch.sin(high - phi) * clean + torch.sin(phi - low) * noisy) / torch.sin(high - low)
+
+    def check(self, pipe) -> None:
+        """Raise ``ValueError`` if another model, or another noise schedule, than the pipeline's made this."""
+        _compare_models(self.model, describe_model(pipe))
+        products = getattr(pipe.scheduler, "alphas_cumprod", None)
+        if products is None:
+            raise ValueError(
+                f"{type(pipe.scheduler).__name__} has no alphas_cumprod; use a scheduler such as DDIMScheduler."
+            )
+        for timestep, alpha in zip(self.timesteps.tolist(), self.alphas.tolist(), strict=False):
+            if abs(alpha_at(pipe.scheduler, timestep) - alpha) > 1e-3:
+                raise ValueError(
+                    f"The noise schedule differs: at time step {timestep:g} the trajectory has alpha_bar {alpha:.4f}, "
+                    f"the pipeline's scheduler {alpha_at(pipe.scheduler, timestep):.4f}; invert with this scheduler."
+                )
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write to one safetensors file, under a temporary name first."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors = {"latents": self.latents, "timesteps": self.timesteps, "alphas": self.alphas}
+        tensors |= {f"embeddings.{name}": rows for name, rows in self.embeddings.items()}
+        facts = {name: getattr(self, name) for name in FACTS}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        try:
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary, metadata={"format": FORMAT, "made": json.dumps(facts)})
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "Trajectory":
+        """Read what :meth:`save` wrote; raises ``FileNotFoundError`` or ``ValueError`` for anything else."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no trajectory at {path}; make one with ddim_invert(...).save(path).")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a whole safetensors file ({error}); invert the reference again."
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is a safetensors file but not a trajectory saved by Trajectory.save.")
+        facts = json.loads(metadata["made"])
+        facts["prompts"] = tuple(facts["prompts"])
+        embeddings = {name[11:]: tensors.pop(name) for name in list(tensors) if name.startswith("embeddings.")}
+        return Trajectory(**tensors, embeddings=embeddings, **facts)
+
+
+def conditions(
+    embeddings: dict[str, Tensor], branches: Sequence[str], like: Tensor
+) -> tuple[Float[Tensor, "rows tokens width"], dict[str, Tensor] | None]:
+    """Text embeddings and, for SDXL, pooled text and sizes, of the guidance branches one after the other."""
+    unknown = [branch for branch in branches if branch not in embeddings]
+    if unknown:
+        raise ValueError(f"The trajectory has no text embedding for the guidance branch {unknown[0]!r}.")
+    texts, pooled = (
+        torch.cat([embeddings[prefix + branch] for branch in branches]).to(like)
+        if prefix + "cond" in embeddings
+        else None
+        for prefix in ("", "pooled_")
+    )
+    if pooled is None:
+        return texts, None
+    return texts, {"text_embeds": pooled, "time_ids": embeddings["time_ids"].repeat(len(branches), 1).to(like)}
+
+
+def alpha_at(scheduler, timestep: float) -> float:
+    """``alpha_bar`` of a time step; between whole steps the log of the noise-to-signal ratio is interpolated."""
+    products = scheduler.alphas_cumprod
+    low = min(max(math.floor(timestep), 0), len(products) - 1)
+    part, high = timestep - low, min(low + 1, len(products) - 1)
+    if part < 1e-6:
+        return float(products[low])
+    logs = [math.log((1 - float(products[i])) / max(float(products[i]), 1e-12)) for i in (low, high)]
+    return 1 / (1 + math.exp((1 - part) * logs[0] + part * logs[1]))
+
+
+def describe_model(pipe) -> dict:
+    """What tells one denoiser from another: its shape, what it predicts, and sixteen of its weights."""
+    config = pipe.unet.config
+    weight = pipe.unet.conv_in.weight
+    sampled = [] if weight.is_meta else weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16].float().tolist()
+    return {
+        "in_channels": config.in_channels,
+        "block_out_channels": list(config.block_out_channels),
+        "cross_attention_dim": config.cross_attention_dim,
+        "prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
+        "weights": sampled,
+    }
+
+
+def _compare_models(made_by: dict, used_with: dict) -> None:
+    for name in made_by.keys() & used_with.keys() - {"weights"}:
+        if made_by[name] != used_with[name]:
+            raise ValueError(
+                f"The trajectory was made by another model: its {name} is {made_by[name]}, here it is "
+                f"{used_with[name]}; invert the reference with the pipeline that is to use it."
+            )
+    ours, theirs = made_by.get("weights"), used_with.get("weights")
+    if ours and theirs and any(abs(a - b) > 0.01 * abs(b) + 1e-4 for a, b in zip(ours, theirs, strict=True)):
+        raise ValueError(
+            "The trajectory was made by a model of the same shape but with other weights; invert the reference with "
+            "the pipeline that is to use it."
+        )
+
+
+def _abbreviate(timesteps: Tensor) -> str:
+    values = [f"{value:g}" for value in timesteps.tolist()]
+    return ", ".join(values if len(values) < 6 else [*values[:2], "...", values[-1]])
