@@ -134,11 +134,16 @@ def _resolution(folder: Path) -> int:
         raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
 
 
-def default_device() -> torch.device:
-    """Choose the GPU where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """Take the device asked for if it is there; by default the GPU where there is one, else the CPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        return torch.device(next(kind for kind, available in there.items() if available))
+    kind = str(name).partition(":")[0]
+    if not there.get(kind, False):
+        usable = " or ".join(repr(known) for known, available in there.items() if available)
+        raise ValueError(f"There is no device {str(name)!r} here; take {usable}.")
+    return torch.device(name)
 
 
 def dtype_keyword(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -189,7 +194,7 @@ def load_pipeline(
     from diffusers import AutoPipelineForText2Image, ControlNetModel
 
     model = find_model(name)
-    device = torch.device(device) if device is not None else default_device()
+    device = find_device(device)
     if dtype is None:
         dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
     controlnet = None
@@ -198,6 +203,8 @@ def load_pipeline(
         if location is None:
             raise ValueError(f"{model.name!r} has no ControlNet {control!r} beside it (controlnet-{control}/).")
         controlnet = load_part(ControlNetModel, location, dtype)
+    if model.parts and dtype == torch.float16:
+        options.setdefault("variant", "fp16")  # half the download
     pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
     if controlnet is not None or image_to_image:
         pipe = as_pipeline(pipe, controlnet=controlnet, image_to_image=image_to_image)

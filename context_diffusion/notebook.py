@@ -1,0 +1,97 @@
+"""The one setup call of a lesson: seeds, quiet libraries, the plot style, and on Colab what is missing."""
+
+import importlib.util
+import logging
+import os
+import random
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from .paths import ROOT
+
+COLAB_NEEDS = {  # import name -> what pip calls it; torch and numpy are Colab's own and stay as they are
+    "diffusers": "diffusers>=0.39,<0.44",
+    "transformers": "transformers>=5.15,<6",
+    "accelerate": "accelerate>=1.14",
+    "safetensors": "safetensors>=0.5",
+    "einops": "einops>=0.8",
+    "jaxtyping": "jaxtyping>=0.2.36",
+    "cv2": "opencv-python-headless>=4.10",
+    "ipywidgets": "ipywidgets>=7.7",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a lesson needs to know of the machine it runs on."""
+
+    device: str
+    threads: int
+    seed: int
+    data: Path  # the folder with query/, context/ and checkpoints/
+
+
+def setup(seed: int = 0) -> Setup:
+    """Prepare a lesson and say where it runs; call it once, in the first cell.
+
+    Seeds Python, NumPy and torch; keeps the libraries' chatter out of the page; leaves the number of threads to
+    ``OMP_NUM_THREADS`` where that is set. In Colab it installs what is missing and touches neither torch nor numpy.
+    """
+    install_missing()
+    quiet()
+    import numpy as np
+    import torch
+
+    from .checkpoints import find_device
+    from .plotting import use_style
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that still draw from the global state
+    torch.manual_seed(seed)
+    use_style()
+    here = Setup(str(find_device()), torch.get_num_threads(), seed, ROOT / "data")
+    print(f"torch {torch.__version__} on {here.device}, {here.threads} thread(s), seed {seed}")
+    return here
+
+
+def quiet() -> None:
+    """Keep progress bars of loading and notes that no reader can act on out of a page or a terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for library in ("diffusers", "transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    for library in ("diffusers", "transformers"):  # where they came first, the environment is too late
+        module = sys.modules.get(f"{library}.utils.logging")
+        if module is not None:
+            module.set_verbosity_error()
+            module.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\b.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+    warnings.filterwarnings("ignore", message=".*IProgress not found.*")
+
+
+def install_missing() -> list[str]:
+    """On Colab, install the packages that are not there; elsewhere say which are missing and how to get them."""
+    missing = [wanted for name, wanted in COLAB_NEEDS.items() if importlib.util.find_spec(name) is None]
+    if not missing:
+        return []
+    if "google.colab" not in sys.modules:  # Colab's kernel has it loaded before the first cell
+        raise ModuleNotFoundError(f"This needs {', '.join(missing)}: run `pip install -r requirements.txt` first.")
+    keep = [f"{name}=={_version(name)}" for name in ("torch", "numpy") if _version(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing, *keep], check=True)
+    importlib.invalidate_caches()
+    return missing
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,206 @@
+"""Pictures of pictures: every figure of the lessons and the command line, one call each."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .images import ImageLike, load_image
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+}
+ACCENT, SECOND, GREY = "#1f6f8b", "#d95f02", "#9aa0a6"  # told apart by those who do not see red and green
+
+
+def use_style() -> None:
+    """Make the plots of a session look alike."""
+    plt.rcParams.update(STYLE)
+
+
+def show(
+    images: ImageLike | Sequence[ImageLike],
+    titles: str | Sequence[str] | None = None,
+    *,
+    captions: str | Sequence[str] | None = None,
+    columns: int | None = None,
+    title: str | None = None,
+    width: float = 1.8,
+) -> Figure:
+    """Show pictures side by side: ``titles`` above them, ``captions`` below, at most ``columns`` in a row.
+
+    Anything that is an image goes, and 2-d maps (edges, depth) in grey. ``width`` is inches a picture. Returns the
+    figure, drawn without a window; a notebook shows it as the value of its cell.
+    """
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    titles, captions = (
+        _one_each(texts, len(images), what) for texts, what in ((titles, "title"), (captions, "caption"))
+    )
+    columns = min(columns or 6, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure, axes = _canvas(rows, columns, width, text_lines=bool(titles) + _lines(captions))
+    for index, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if index < len(images):
+            _draw(axis, images[index])
+            axis.set_title(titles[index] if titles else "", pad=3)
+            if captions:
+                _caption(axis, captions[index])
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def compare(
+    rows: Mapping[str, Sequence[ImageLike]], titles: Sequence[str] | None = None, *, width: float = 1.4
+) -> Figure:
+    """Compare methods row by row: a name and equally many pictures for each; ``titles`` head the columns."""
+    lengths = {name: len(images) for name, images in rows.items()}
+    if not rows or min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
+        raise ValueError(f"Each row needs the same number of pictures, at least one; got {lengths}.")
+    titles = _one_each(titles, next(iter(lengths.values())), "title")
+    figure, axes = _canvas(len(rows), next(iter(lengths.values())), width, text_lines=0)
+    for number, (name, images) in enumerate(rows.items()):
+        for axis, image in zip(axes[number], images, strict=True):
+            _draw(axis, image)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        axes[number, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
+    for axis, text in zip(axes[0], titles or [], strict=bool(titles)):
+        axis.set_title(text, pad=3)
+    return figure
+
+
+def bars(
+    samples: Mapping[str, Sequence[float]], *, label: str = "", confidence: float = 0.95, title: str | None = None
+) -> Figure:
+    """Draw the mean of each named sample with its confidence interval (Student's t), and the values themselves.
+
+    A sample of one value gets no interval: one number has no spread.
+    """
+    if not samples or not all(len(values) for values in samples.values()):
+        raise ValueError("Each bar needs at least one value.")
+    means, errors = zip(*(mean_and_interval(values, confidence) for values in samples.values()), strict=True)
+    figure, axis = plt.subplots(figsize=(6, 0.45 * len(samples) + 0.8), layout="constrained")
+    places = np.arange(len(samples))
+    axis.barh(places, means, xerr=np.nan_to_num(errors), color=ACCENT, alpha=0.75, capsize=3, height=0.6)
+    for place, values in zip(places, samples.values(), strict=True):
+        spread = place + np.linspace(-0.2, 0.2, len(values)) * (len(values) > 1)
+        axis.plot(values, spread, ".", color=GREY, markersize=3)
+    axis.set(yticks=places, yticklabels=list(samples), xlabel=label, title=title or "")
+    axis.invert_yaxis()
+    plt.close(figure)
+    return figure
+
+
+def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width of its confidence interval, ``t_{n-1} s / sqrt(n)``; NaN half-width for one value."""
+    from scipy import stats
+
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return float(array.mean()), float("nan")
+    quantile = stats.t.ppf(0.5 + confidence / 2, len(array) - 1)
+    return float(array.mean()), float(quantile * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def lines(
+    series: Mapping[str, Sequence[float]], x: Sequence[float] | None = None, *, xlabel: str = "", ylabel: str = ""
+) -> Figure:
+    """Plot named curves over a common x (their index where none is given)."""
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    for (name, values), color in zip(series.items(), _colors(len(series)), strict=True):
+        axis.plot(range(len(values)) if x is None else x, values, label=name, color=color)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if len(series) > 1:
+        axis.legend()
+    plt.close(figure)
+    return figure
+
+
+def heatmap(
+    values: Float[Tensor, "rows columns"] | Float[np.ndarray, "rows columns"],
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    label: str = "",
+) -> Figure:
+    """Draw a matrix (similarities, attention) with its numbers written in where there is room."""
+    array = np.asarray(values)
+    height, width = array.shape
+    figure, axis = plt.subplots(figsize=(0.55 * width + 2, 0.45 * height + 1), layout="constrained")
+    picture = axis.imshow(array, cmap="viridis", aspect="auto")
+    axis.set(xticks=range(width) if columns else [], yticks=range(height) if rows else [])
+    axis.set_xticklabels(list(columns or []), rotation=40, ha="right")
+    axis.set_yticklabels(list(rows or []))
+    if array.size <= 150:
+        middle = (array.min() + array.max()) / 2
+        for (row, column), value in np.ndenumerate(array):
+            color = "white" if value < middle else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(picture, label=label)
+    plt.close(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> Path:
+    """Write a figure under a temporary name and rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=dpi)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _canvas(rows: int, columns: int, width: float, text_lines: int) -> tuple[Figure, np.ndarray]:
+    size = (columns * width, rows * (width + 0.2 * text_lines))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    plt.close(figure)  # the caller shows it; otherwise a notebook would draw it twice
+    return figure, axes
+
+
+def _draw(axis: Axes, image: ImageLike) -> None:
+    if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 2:
+        low, high = (float(bound) for bound in (image.min(), image.max()))
+        axis.imshow(np.asarray(image), cmap="gray", vmin=min(0, low), vmax=max(1, high))
+    else:
+        axis.imshow(load_image(image))
+
+
+def _one_each(texts: str | Sequence[str] | None, count: int, what: str) -> list[str] | None:
+    if texts is None:
+        return None
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if len(texts) != count:
+        raise ValueError(f"Give one {what} for each picture: {count} picture(s), {len(texts)} {what}(s).")
+    return texts
+
+
+def _lines(captions: Sequence[str] | None) -> int:
+    return max(text.count("\n") + 1 for text in captions) if captions else 0
+
+
+def _caption(axis: Axes, text: str) -> None:
+    axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, color="0.3")
+
+
+def _colors(count: int) -> list:
+    return [ACCENT, SECOND, GREY][:count] if count <= 3 else list(plt.cm.viridis(np.linspace(0, 0.9, count)))

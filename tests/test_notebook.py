@@ -1,0 +1,120 @@
+"""The setup call of a lesson, and the widgets that work with and without a kernel."""
+
+import logging
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from context_diffusion import notebook, widgets
+from context_diffusion.widgets import play, starting_values
+
+
+def test_setup_fixes_every_source_of_chance_and_says_where_it_runs(capsys):
+    def draws():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    here = notebook.setup(seed=3)
+    first = draws()
+    notebook.setup(seed=4)
+    assert draws() != first
+    notebook.setup(seed=3)
+    assert draws() == first
+    assert here.seed == 3 and here.threads == torch.get_num_threads() and (here.data / "query").is_dir()
+    assert f"{here.threads} thread(s), seed 3" in capsys.readouterr().out
+
+
+def test_quiet_silences_libraries_that_are_imported_later():
+    load = "from transformers import CLIPImageProcessor; from diffusers import StableDiffusionPipeline"
+    code = f"from context_diffusion import notebook; notebook.quiet(); {load}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=notebook.ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout == ""
+
+
+def test_quiet_silences_libraries_that_are_there_already():
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    for library in (of_diffusers, of_transformers):
+        library.set_verbosity_info()
+        library.enable_progress_bar()
+    notebook.quiet()
+    for library in (of_diffusers, of_transformers):
+        assert library.get_verbosity() == logging.ERROR and not library.is_progress_bar_enabled()
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch):
+    monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(notebook.subprocess, "run", lambda command, check: calls.append(command))
+    calls = []
+    return calls
+
+
+def test_colab_gets_what_is_missing_and_keeps_its_torch_and_numpy(nothing_installed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    notebook.install_missing()
+    (command,) = nothing_installed
+    assert command[1:5] == ["-m", "pip", "install", "-q"]
+    assert f"torch=={torch.__version__}" in command and f"numpy=={np.__version__}" in command
+    assert not any(word.startswith(("-U", "torchvision", "torchaudio")) for word in command)
+
+
+def test_elsewhere_nothing_is_installed_but_said(nothing_installed):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -r requirements\.txt"):
+        notebook.install_missing()
+    assert nothing_installed == []
+
+
+def test_colab_ranges_are_those_of_the_requirements():
+    required = (notebook.ROOT / "requirements.txt").read_text().splitlines()
+    assert set(notebook.COLAB_NEEDS.values()) <= set(required)
+
+
+# --- widgets ---------------------------------------------------------------------------------------------
+
+
+def test_without_a_kernel_a_widget_is_its_starting_picture():
+    assert play(lambda shift, mode="a", steps=7: (shift, mode, steps), shift=(0.0, 3.0), mode=["x", "a"]) == (
+        1.5,
+        "a",
+        7,
+    )
+
+
+def test_controls_start_at_the_default_else_the_middle_else_the_first():
+    def draw(a, b, c, d=0.25):
+        pass
+
+    controls = {"a": (0, 9), "b": ["x", "y"], "c": "word", "d": (0.0, 1.0)}
+    assert starting_values(draw, controls) == {"a": 4, "b": "x", "c": "word", "d": 0.25}
+    with pytest.raises(ValueError, match="no argument scale; it has a, b, c, d"):
+        play(draw, scale=(0, 1))
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(widgets, "has_kernel", lambda: True)
+
+
+def test_turning_a_slider_draws_again(kernel):
+    seen = []
+    box = play(lambda n=2, on=True: seen.append((n, on)), n=(0, 5), on=True)
+    slider, tick = box.children[:2]
+    assert (slider.min, slider.max, slider.value) == (0, 5, 2)
+    slider.value = 4
+    tick.value = False
+    assert seen == [(2, True), (4, True), (4, False)]
+
+
+def test_with_a_button_it_waits_for_the_click(kernel):
+    seen = []
+    box = play(lambda prompt: seen.append(prompt), button="draw", prompt="a cat")
+    text, button = box.children[:2]
+    text.value = "a boat"
+    assert seen == ["a cat"]
+    button.click()
+    assert seen == ["a cat", "a boat"]

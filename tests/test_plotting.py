@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from context_diffusion import load_image_as_tensor
+from context_diffusion.plotting import bars, compare, heatmap, lines, mean_and_interval, save_figure, show
+
+RED, BLUE = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+
+
+def visible(figure) -> list:
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_show_places_pictures_titles_and_captions_in_order():
+    edges = torch.eye(6)
+    figure = show(
+        [RED, np.zeros((4, 4)), load_image_as_tensor(BLUE), edges], list("abcd"), captions=list("wxyz"), columns=3
+    )
+    assert [axis.get_title() for axis in visible(figure)] == list("abcd")
+    assert [axis.texts[0].get_text() for axis in visible(figure)] == list("wxyz")
+    assert len(figure.axes) == 6  # two rows of three, two of them empty
+    shown = [axis.images[0].get_array() for axis in visible(figure)]
+    assert tuple(shown[0][0, 0]) == (255, 0, 0) and tuple(shown[2][9, 9]) == (0, 0, 255)
+    np.testing.assert_array_equal(shown[3], edges)
+
+
+def test_one_picture_needs_no_list():
+    assert len(visible(show(RED, "a"))) == 1
+
+
+def test_texts_must_fit_the_pictures():
+    with pytest.raises(ValueError, match=r"2 picture\(s\), 1 title"):
+        show([RED, BLUE], ["a"])
+    with pytest.raises(ValueError, match="same number of pictures"):
+        compare({"ours": [RED], "theirs": [RED, BLUE]})
+
+
+def test_compare_names_rows_and_heads_columns():
+    figure = compare({"ours": [RED, BLUE], "theirs": [BLUE, RED]}, ["0", "1"])
+    labels = [axis.get_ylabel() for axis in figure.axes]
+    assert labels == ["ours", "", "theirs", ""]
+    assert [axis.get_title() for axis in figure.axes] == ["0", "1", "", ""]
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20).filter(lambda values: np.std(values) > 1e-6))
+@settings(max_examples=30, deadline=None)
+def test_the_interval_is_the_t_tests(values):
+    mean, half = mean_and_interval(values, 0.9)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-6, atol=1e-9)
+
+
+def test_bars_show_means_and_every_value():
+    samples = {"on": [1.0, 2.0, 3.0], "off": [4.0]}
+    axis = bars(samples, label="score").axes[0]
+    assert [patch.get_width() for patch in axis.patches] == [2.0, 4.0]
+    dots = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
+    assert dots == list(samples.values())
+    assert np.isnan(mean_and_interval([4.0])[1])
+    with pytest.raises(ValueError, match="at least one value"):
+        bars({"on": []})
+
+
+def test_heatmap_writes_its_numbers_and_lines_their_names():
+    axis = heatmap(torch.tensor([[0.0, 1.0]]), ["r"], ["a", "b"]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0.00", "1.00"]
+    figure = lines({"a": [1, 2], "b": [2, 1]}, [0, 5], xlabel="step")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 5]
+
+
+def test_saving_a_figure_is_all_or_nothing(tmp_path, monkeypatch):
+    path = save_figure(show(RED), tmp_path / "a" / "f.png")
+    assert Image.open(path).width > 50
+    figure = show(BLUE)
+    monkeypatch.setattr(figure, "savefig", lambda file, dpi: (open(file, "w").close(), 1 / 0))
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        save_figure(figure, path)
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
