@@ -1,0 +1,99 @@
+"""Train a ControlNet (Zhang et al. 2023) on a copy of the U-Net's encoder; the U-Net itself stays as it is.
+
+    python -m context_diffusion.training.controlnet --kind canny
+    python -m context_diffusion.training.controlnet --kind depth
+
+The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (seven times
+in ten a flat one) whose edges are found as at sampling; for depth it is the exact depth.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..control import canny_map
+from ..paths import TINY_SCENES
+from ..projector import ContextProjector
+from ..scenes import Scene, Style, render
+from ..scenes.dataset import GROUP
+from .data import CACHE, pictures
+from .features import features
+from .loop import Recipe, device, publish_pretrained, train
+from .unet import condition, new_scheduler, noised
+
+GROUPS = 3000
+FLAT = 0.7
+
+
+def query_edges(groups: int = GROUPS) -> np.ndarray:
+    """Canny edges of the first pictures' layouts in other styles, packed bits (n, 128, 16)."""
+    file = CACHE / f"canny-{groups}.npy"
+    if not file.exists():
+        generator, rows = np.random.default_rng(0), []
+        for i in tqdm(range(groups * GROUP), desc="drawing queries", mininterval=5):
+            fixed = {"name": "flat"} if generator.random() < FLAT else {}
+            style = Style.draw(500_000_000 + i, **fixed)
+            drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
+            rows.append(np.packbits(canny_map(drawn.image).numpy() > 0.5, axis=1))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file.with_suffix(".tmp.npy"), np.stack(rows))
+        file.with_suffix(".tmp.npy").rename(file)
+    return np.load(file)
+
+
+def controls(kind: str) -> torch.Tensor:
+    """Control maps of the first pictures, uint8 (n, 128, 128), 255 on an edge or nearest."""
+    if kind == "canny":
+        return torch.from_numpy(np.unpackbits(query_edges(), axis=2) * 255)
+    depth = torch.from_numpy(pictures()["depth"][: GROUPS * GROUP]).float()
+    low, high = depth.amin(dim=(1, 2), keepdim=True), depth.amax(dim=(1, 2), keepdim=True)
+    return ((depth - low) / (high - low).clamp(min=1) * 255).byte()
+
+
+class Steered(nn.Module):
+    """A frozen U-Net and projector with the ControlNet that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet = UNet2DConditionModel.from_pretrained(TINY_SCENES / "unet").float().requires_grad_(False)
+        self.projector = ContextProjector.from_pretrained(TINY_SCENES / "context_projector").float()
+        self.projector.requires_grad_(False)
+        self.controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
+        for network in (self.unet, self.controlnet):
+            network.set_attn_processor(AttnProcessor())
+            network.to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    """Train and publish the ControlNet named by ``--kind``."""
+    kind = sys.argv.pop(sys.argv.index("--kind") + 1) if "--kind" in sys.argv else ""
+    if kind not in ("canny", "depth"):
+        raise SystemExit("Say which ControlNet to train: --kind canny or --kind depth.")
+    sys.argv.remove("--kind")
+    recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
+    data, maps, scheduler = features(), controls(kind), new_scheduler()
+
+    def loss(model: Steered, generator: torch.Generator) -> torch.Tensor:
+        index = torch.randint(len(maps), (recipe.batch_size,), generator=generator)
+        tokens = condition(data, model.projector, index, generator)
+        noisy, timestep, noise, weight = noised(data, index, scheduler, generator, device())
+        control = (maps[index].float() / 255).to(device())[:, None].expand(-1, 3, -1, -1)
+        down, mid = model.controlnet(noisy, timestep, tokens, control, return_dict=False)
+        output = model.unet(
+            noisy, timestep, tokens, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample
+        return (weight * (output.float() - noise).square().mean(dim=(1, 2, 3))).mean()
+
+    train(
+        f"controlnet-{kind}", Steered(), loss, recipe,
+        publish=lambda model: publish_pretrained(model.controlnet, f"controlnet-{kind}"), publish_every=500,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
