@@ -46,8 +46,8 @@ def load_encoder(
 ) -> "TransformersEncoder":
     """Load an encoder: ``"clip"`` or ``"dino"`` of a model, or ``"siglip"``, ``"dinov2"``, a repository id or folder.
 
-    Pictures are standardized as the encoder was trained: by the fixed numbers in its ``preprocessor_config.json``, or
-    by their own statistics (dynamic normalization) where it has no such file.
+    Pictures are standardized as the encoder was trained: by the fixed numbers in its ``preprocessor_config.json``; a
+    folder without one, as the offline ones, gets [-1, 1], and CLIP dynamic normalization.
     Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
     """
     location = find_part(find_model(model), name) if name in ("clip", "dino") else None
@@ -144,11 +144,13 @@ def _tokenizer(location: str, model: str | Path):
 
 
 def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 size size"]]:
-    """Choose how a picture is standardized for a network: fixed numbers where it comes with some, else its own."""
+    """Choose how a picture is standardized for a network: by its fixed numbers, or as the offline ones are trained."""
     size = getattr(network.config, "vision_config", network.config).image_size
     settings = Path(location) / "preprocessor_config.json"
     if Path(location).is_dir() and not settings.is_file():
-        return lambda image: vision_inputs(to_tensor(resize(image, 2 * size))[None], size)[0][0]
+        if network.config.model_type == "clip":
+            return lambda image: vision_inputs(to_tensor(resize(image, 2 * size))[None], size)[0][0]
+        return lambda image: F.avg_pool2d(to_tensor(resize(image, 2 * size)), 2) * 2 - 1
     if settings.is_file():
         numbers = json.loads(settings.read_text())
     else:

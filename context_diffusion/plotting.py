@@ -73,7 +73,7 @@ def compare(
     if not rows or min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"Each row needs the same number of pictures, at least one; got {lengths}.")
     titles = _one_each(titles, next(iter(lengths.values())), "title")
-    figure, axes = _canvas(len(rows), next(iter(lengths.values())), width, text_lines=0)
+    figure, axes = _canvas(len(rows), next(iter(lengths.values())), width, margin=0.09 * max(map(len, rows)))
     for number, (name, images) in enumerate(rows.items()):
         for axis, image in zip(axes[number], images, strict=True):
             _draw(axis, image)
@@ -97,10 +97,10 @@ def bars(
     means, errors = zip(*(mean_and_interval(values, confidence) for values in samples.values()), strict=True)
     figure, axis = plt.subplots(figsize=(6, 0.45 * len(samples) + 0.8), layout="constrained")
     places = np.arange(len(samples))
-    axis.barh(places, means, xerr=np.nan_to_num(errors), color=ACCENT, alpha=0.75, capsize=3, height=0.6)
+    axis.barh(places, means, xerr=np.array(errors), color=ACCENT, alpha=0.6, capsize=3, height=0.6)
     for place, values in zip(places, samples.values(), strict=True):
         spread = place + np.linspace(-0.2, 0.2, len(values)) * (len(values) > 1)
-        axis.plot(values, spread, ".", color=GREY, markersize=3)
+        axis.plot(values, spread, ".", color="0.15", markersize=4)
     axis.set(yticks=places, yticklabels=list(samples), xlabel=label, title=title or "")
     axis.invert_yaxis()
     plt.close(figure)
@@ -170,8 +170,10 @@ def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> P
     return path
 
 
-def _canvas(rows: int, columns: int, width: float, text_lines: int) -> tuple[Figure, np.ndarray]:
-    size = (columns * width, rows * (width + 0.2 * text_lines))
+def _canvas(
+    rows: int, columns: int, width: float, text_lines: int = 0, margin: float = 0.0
+) -> tuple[Figure, np.ndarray]:
+    size = (columns * width + margin, rows * (width + 0.2 * text_lines))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     plt.close(figure)  # the caller shows it; otherwise a notebook would draw it twice
     return figure, axes
