@@ -95,3 +95,32 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def check(answer: object, expected: object, hint: str = "", *, strict: bool = False) -> None:
+    """Say whether the ``answer`` to an exercise is right, and what to look at where it is not.
+
+    Tensors, arrays and numbers are compared as ``torch.testing.assert_close`` does, up to rounding; anything else by
+    ``==``. ``None`` and ``...`` mean that nothing has been written yet. A solution says ``strict=True``: then anything
+    but the right answer raises ``AssertionError``.
+
+    >>> check(0.1 + 0.2, 0.3)
+    Right.
+    """
+    import numpy as np
+    import torch
+
+    if answer is None or answer is ...:
+        wrong = "Not written yet."
+    elif isinstance(expected, (torch.Tensor, np.ndarray, float)):
+        try:
+            answer, expected = (torch.as_tensor(value).double() for value in (answer, expected))
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+            wrong = ""
+        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+            wrong = f"Not yet: {str(error).strip().splitlines()[0]}"
+    else:
+        wrong = "" if answer == expected else f"Not yet: expected {expected!r}, got {answer!r}."
+    if wrong and strict:
+        raise AssertionError(f"{wrong} {hint}".strip())
+    print(f"{wrong} {hint if answer is not None and answer is not ... else ''}".strip() if wrong else "Right.")

@@ -118,3 +118,26 @@ def test_with_a_button_it_waits_for_the_click(kernel):
     assert seen == ["a cat"]
     button.click()
     assert seen == ["a cat", "a boat"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "verdict"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-7]), "Right."),
+        ([1, 2], np.array([1.0, 2.0]), "Right."),
+        ("a boat", "a boat", "Right."),
+        (torch.tensor([1.0, 2.1]), torch.tensor([1.0, 2.0]), "Not yet: Tensor-likes are not close! look again"),
+        (torch.ones(3), torch.ones(2), "Not yet: The values for attribute 'shape' do not match"),
+        ("a cat", "a boat", "Not yet: expected 'a boat', got 'a cat'. look again"),
+        ("words", torch.ones(2), "Not yet: "),
+        (float("nan"), 1.0, "Not yet: "),
+        (None, torch.ones(2), "Not written yet.\n"),
+        (..., "a boat", "Not written yet.\n"),
+    ],
+)
+def test_check_tells_right_from_wrong_and_from_not_written(answer, expected, verdict, capsys):
+    notebook.check(answer, expected, "look again")
+    assert capsys.readouterr().out.startswith(verdict)
+    if verdict != "Right.":
+        with pytest.raises(AssertionError, match=r"^Not"):
+            notebook.check(answer, expected, "look again", strict=True)

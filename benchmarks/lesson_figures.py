@@ -1,0 +1,77 @@
+"""Execute lessons and keep the picture that each one opens with.
+
+    python -m benchmarks.lesson_figures            # all of them
+    python -m benchmarks.lesson_figures 01 09      # some, by number
+
+A lesson's first cell links its opening picture, ``![...](../figures/....webp)``; the code cell that draws it carries
+the tag ``figure``. With better weights in place, running this again brings the pages up to date. The executed
+notebooks, with all their outputs, are left in ``build/notebooks/``.
+"""
+
+import argparse
+import base64
+import io
+import re
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+from context_diffusion import save_image
+from context_diffusion.paths import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+EXECUTED = ROOT / "build" / "notebooks"
+TAG = "figure"
+LARGEST = 300_000  # bytes
+
+
+def opening_picture(notebook: nbformat.NotebookNode, folder: Path) -> Path | None:
+    """The file that the lesson's first cell shows."""
+    found = re.search(r"!\[[^\]]*\]\(([^)\s]+\.(?:webp|png))\)", notebook.cells[0].source)
+    return (folder / found[1]).resolve() if found else None
+
+
+def tagged_figure(notebook: nbformat.NotebookNode) -> Image.Image | None:
+    """The last picture among the outputs of the cells tagged ``figure``."""
+    outputs = [o for cell in notebook.cells if TAG in cell.metadata.get("tags", []) for o in cell.get("outputs", [])]
+    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    return Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).convert("RGB") if pictures else None
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """Run a lesson from the top, in its own folder."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    return notebook
+
+
+def main() -> None:
+    """Execute, keep the executed notebook, write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", help="lessons, e.g. 01 09 (default: all)")
+    wanted = parser.parse_args().numbers
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        if wanted and path.name[:2] not in wanted:
+            continue
+        start = time.perf_counter()
+        notebook = execute(path)
+        nbformat.write(notebook, EXECUTED / path.name)
+        figure, file = tagged_figure(notebook), opening_picture(notebook, path.parent)
+        note = "no opening picture"
+        if figure is not None and file is not None:
+            save_image(figure, file, quality=88, method=6)
+            size = file.stat().st_size
+            note = f"{file.relative_to(ROOT)}, {size / 1000:.0f} kB"
+            if size > LARGEST:
+                raise SystemExit(f"{note}: an opening picture has at most {LARGEST / 1000:.0f} kB.")
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s; {note}")
+
+
+if __name__ == "__main__":
+    main()
