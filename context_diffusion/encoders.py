@@ -57,7 +57,7 @@ def load_encoder(
     from transformers import AutoModel
 
     network = load_part(AutoModel, location).eval().requires_grad_(False).to(device)
-    tokenizer = _tokenizer(location, model) if hasattr(network, "get_text_features") else None
+    tokenizer = _tokenizer(location) if hasattr(network, "get_text_features") else None
     return TransformersEncoder(name, network, _preprocessing(location, network), tokenizer)
 
 
@@ -133,13 +133,13 @@ def vision_inputs(
     return dynamic_normalization(small)
 
 
-def _tokenizer(location: str, model: str | Path):
+def _tokenizer(location: str):
     from transformers import AutoTokenizer
 
-    beside = Path(find_model(model).location) / "tokenizer"
-    inside = (Path(location) / name for name in ("tokenizer.json", "tokenizer_config.json"))
-    if Path(location).is_dir() and not any(file.is_file() for file in inside):
-        location = str(beside)  # an offline CLIP shares the pipeline's tokenizer
+    folder = Path(location)
+    inside = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
+    if folder.is_dir() and not any(file.is_file() for file in inside):
+        location = str(folder.parent / "tokenizer")  # an offline CLIP shares the pipeline's beside it
     return load_part(AutoTokenizer, location, dtype=None)
 
 

@@ -11,7 +11,7 @@ from transformers import CLIPModel, SiglipConfig, SiglipModel, ViTModel
 from worlds import LAYERS, scenes_folder
 
 from context_diffusion.encoders import average_embeddings, check_weights, load_encoder, vision_inputs
-from context_diffusion.images import dynamic_normalization, load_image_as_tensor
+from context_diffusion.images import dynamic_normalization, load_image_as_tensor, resize, to_tensor
 
 NOISE = [Image.effect_noise((64, 64), spread).convert("RGB") for spread in (30, 90)]
 RAMP = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
@@ -140,3 +140,14 @@ def test_the_number_of_weights_must_fit():
         average_embeddings(torch.randn(2, 3), [1, 1, 1])
     with pytest.raises(ValueError, match="at least one picture"):
         average_embeddings(torch.randn(0, 3))
+
+
+def test_sampling_shows_clip_what_training_showed_it():
+    from context_diffusion.scenes import context_group
+    from context_diffusion.training.clip import normalize, shrink
+
+    drawn = context_group(seed=1_000_000, size=3)
+    trained = normalize(torch.from_numpy(shrink(np.stack([scene.pixels for scene in drawn]))))
+    sampled = vision_inputs(torch.stack([to_tensor(resize(scene.image, 128)) for scene in drawn]), 64)
+    torch.testing.assert_close(sampled[0], trained[0], atol=0.05, rtol=0)  # training rounded to 8 bits in between
+    torch.testing.assert_close(sampled[1], trained[1], atol=2e-3, rtol=0)
