@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .images import ImageLike, load_image
+from .metrics.estimates import Estimate
 
 STYLE = {
     "figure.dpi": 100,
@@ -102,6 +103,27 @@ def bars(
         spread = place + np.linspace(-0.2, 0.2, len(values)) * (len(values) > 1)
         axis.plot(values, spread, ".", color="0.15", markersize=4)
     axis.set(yticks=places, yticklabels=list(samples), xlabel=label, title=title or "")
+    axis.invert_yaxis()
+    plt.close(figure)
+    return figure
+
+
+def estimates(
+    values: Mapping[str, Estimate], *, label: str = "", chance: float | None = None, title: str | None = None
+) -> Figure:
+    """Draw scores that bring their own interval; ``chance`` marks what guessing would get.
+
+    A score of one unit has no interval and gets none.
+    """
+    if not values:
+        raise ValueError("There is no estimate to draw.")
+    figure, axis = plt.subplots(figsize=(6, 0.45 * len(values) + 0.8), layout="constrained")
+    places, means = np.arange(len(values)), [estimate.value for estimate in values.values()]
+    reach = np.array([[e.value - e.low, e.high - e.value] for e in values.values()]).T
+    axis.barh(places, means, xerr=np.maximum(reach, 0), color=ACCENT, alpha=0.6, capsize=3, height=0.6)
+    if chance is not None:
+        axis.axvline(chance, color=SECOND, linestyle="--", linewidth=1)
+    axis.set(yticks=places, yticklabels=list(values), xlabel=label, title=title or "")
     axis.invert_yaxis()
     plt.close(figure)
     return figure

@@ -7,7 +7,8 @@ from PIL import Image
 from scipy import stats
 
 from context_diffusion import load_image_as_tensor
-from context_diffusion.plotting import bars, compare, heatmap, lines, mean_and_interval, save_figure, show
+from context_diffusion.metrics import Estimate, estimate_rate
+from context_diffusion.plotting import bars, compare, estimates, heatmap, lines, mean_and_interval, save_figure, show
 
 RED, BLUE = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
 
@@ -64,6 +65,18 @@ def test_bars_show_means_and_every_value():
     assert np.isnan(mean_and_interval([4.0])[1])
     with pytest.raises(ValueError, match="at least one value"):
         bars({"on": []})
+
+
+def test_estimates_show_each_interval_where_it_lies():
+    rates = {"some": estimate_rate([True, False, False, False]), "one": Estimate(0.5, np.nan, np.nan, np.nan, 1)}
+    axis = estimates(rates, label="rate", chance=0.1).axes[0]
+    assert [patch.get_width() for patch in axis.patches] == [0.25, 0.5]
+    known, unknown = (segment[:, 0].tolist() for segment in axis.collections[0].get_segments())
+    assert known == pytest.approx([rates["some"].low, rates["some"].high])
+    assert np.isnan(unknown).any() or unknown[0] == unknown[1]
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [0.1]
+    with pytest.raises(ValueError, match="no estimate"):
+        estimates({})
 
 
 def test_heatmap_writes_its_numbers_and_lines_their_names():
