@@ -43,7 +43,7 @@ __all__ = [
 def style_aligned(
     pipe,
     *,
-    references: Trajectory | Sequence[Trajectory] | None = None,
+    references: Trajectory | Sequence | None = None,
     weights: Sequence[float] | None = None,
     blend: str = "attention",
     cache: bool | ReferenceCache = False,
@@ -71,14 +71,14 @@ def style_aligned(
             "This U-Net is in a style_aligned block already; blocks do not nest, so leave that one first."
         )
     trajectory = _one_trajectory(pipe, references, weights, blend)
-    if trajectory is None and cache:
+    if trajectory is None and cache is not False:
         raise ValueError("cache keeps references from outside the batch; pass references=, or leave cache out.")
     aligner = StyleAligner(
         pipe,
         replace(settings or StyleSettings(), **changes),
         trajectory,
         normalized_weights(weights if blend == "attention" else None, 1 if trajectory is None else len(trajectory)),
-        ReferenceCache() if cache is True else cache or None,
+        ReferenceCache() if cache is True else (None if cache is False else cache),
         tuple(branches) if branches else None,
     )
     try:

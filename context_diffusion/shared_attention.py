@@ -71,8 +71,8 @@ def adain(
     """
     own = moments(features)
     ratio = ((style.var + eps) / (own.var + eps)).sqrt()
-    shift = style.mean - own.mean * ratio
-    return torch.addcmul(shift.to(features.dtype), features, ratio.to(features.dtype))
+    centred = features - own.mean.to(features.dtype)  # first, or a nearly constant channel loses its digits
+    return torch.addcmul(style.mean.to(features.dtype), centred, ratio.to(features.dtype))
 
 
 def shared_attention(
