@@ -16,7 +16,6 @@ from .tokenizer import token_ids
 BATCH = 64
 
 
-@torch.no_grad()
 def features(groups: int = GROUPS, first_group: int = 0) -> dict[str, torch.Tensor]:
     """Tensors in the order of :func:`pictures`.
 
@@ -24,31 +23,47 @@ def features(groups: int = GROUPS, first_group: int = 0) -> dict[str, torch.Tens
     the index of each picture's caption, the last entry being the empty prompt; ``pooled`` (n, 16, 128) and
     ``statistics`` (n, 6) for the context projector.
     """
-    file = CACHE / f"features-{first_group}-{groups}.pt"
-    if not file.exists():
-        made = _encode(pictures(groups, first_group))
-        torch.save(made, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").rename(file)
-    return {key: value.float() if value.is_floating_point() else value for key, value in torch.load(file).items()}
+    parts = {"latents": _latents, "clip": _clip_features}
+    data: dict[str, torch.Tensor] = {}
+    for name, make in parts.items():
+        file = CACHE / f"{name}-{first_group}-{groups}.pt"
+        if not file.exists():
+            torch.save(make(pictures(groups, first_group)), file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").rename(file)
+        data |= torch.load(file)
+    return {key: value.float() if value.is_floating_point() else value for key, value in data.items()}
 
 
-def _encode(arrays: dict) -> dict[str, torch.Tensor]:
+def _batches(pixels: np.ndarray, what: str):
+    for i in tqdm(range(0, len(pixels), BATCH), desc=what, mininterval=5):
+        yield pixels[i : i + BATCH]
+
+
+@torch.no_grad()
+def _latents(arrays: dict) -> dict[str, torch.Tensor]:
     vae = AutoencoderKL.from_pretrained(TINY_SCENES / "vae").to(device(), torch.float32)
+    made = []
+    with torch.autocast(device().type, torch.bfloat16):
+        for pixels in _batches(arrays["pixels"], "latents"):
+            made.append(vae.encode(to_tensor(pixels).to(device())).latent_dist.mean * vae.config.scaling_factor)
+    return {"latents": torch.cat(made).half().cpu()}
+
+
+@torch.no_grad()
+def _clip_features(arrays: dict) -> dict[str, torch.Tensor]:
     clip = CLIPModel.from_pretrained(TINY_SCENES / "clip").to(device(), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
-    projector = ContextProjector()
-    columns: dict[str, list[torch.Tensor]] = {"latents": [], "pooled": [], "statistics": []}
+    projector, pooled, statistics = ContextProjector(), [], []
     with torch.autocast(device().type, torch.bfloat16):
-        for i in tqdm(range(0, len(arrays["pixels"]), BATCH), desc="encoding pictures", mininterval=5):
-            pixels = arrays["pixels"][i : i + BATCH]
-            mean = vae.encode(to_tensor(pixels).to(device())).latent_dist.mean
-            normalized, statistics = normalize(torch.from_numpy(shrink(pixels)))
+        for pixels in _batches(arrays["pixels"], "context features"):
+            normalized, removed = normalize(torch.from_numpy(shrink(pixels)))
             seen = clip.vision_model(normalized.to(device())).last_hidden_state[:, 1:]
-            columns["latents"].append(mean * vae.config.scaling_factor)
-            columns["pooled"].append(projector.pool(seen))
-            columns["statistics"].append(statistics)
+            pooled.append(projector.pool(seen).half().cpu())
+            statistics.append(removed)
         captions, caption = np.unique(arrays["captions"], return_inverse=True)
         ids = token_ids(tokenizer, [*captions.tolist(), ""])
-        text = [clip.text_model(chunk.to(device())).last_hidden_state for chunk in ids.split(256)]
-    made = {key: torch.cat(values).half().cpu() for key, values in columns.items()}
-    return {**made, "text": torch.cat(text).half().cpu(), "caption": torch.from_numpy(caption)}
+        text = [clip.text_model(chunk.to(device())).last_hidden_state.half().cpu() for chunk in ids.split(256)]
+    return {
+        "pooled": torch.cat(pooled), "statistics": torch.cat(statistics), "text": torch.cat(text),
+        "caption": torch.from_numpy(caption),
+    }  # fmt: skip
