@@ -58,7 +58,7 @@ def _sailing_boat(pen: ImageDraw.ImageDraw) -> None:
 
 
 def _teapot(pen: ImageDraw.ImageDraw) -> None:
-    pen.arc((330, 190, 470, 360), 270, 90, "black", 26)
+    pen.ellipse((330, 200, 470, 370), None, "black", 20)
     pen.polygon([(150, 300), (40, 190), (75, 180), (170, 240)], "#7aa5c8", "black", 7)
     pen.ellipse((120, 160, 400, 420), "#7aa5c8", "black", 7)
     pen.arc((180, 130, 340, 210), 180, 360, "black", 7)

@@ -17,6 +17,14 @@ from .bench import Bench
 from .report import Report
 
 IMPORT = "import time; start = time.perf_counter(); import context_diffusion; print(time.perf_counter() - start)"
+MEASURE = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+print(time.perf_counter() - start, usage.ru_maxrss, process.returncode)
+"""
 
 
 def run(bench: Bench) -> Report:
@@ -50,15 +58,17 @@ def import_seconds(repeats: int) -> list[float]:
 
 
 def run_apart(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command to its end; its seconds, and its largest resident memory in megabytes (Unix only)."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}.")
+    """Run a command to its end; its seconds, and its largest resident memory in megabytes (Unix only).
+
+    A small interpreter in between starts it: on Linux a process inherits the peak of the one that forked it.
+    """
+    between = [sys.executable, "-c", MEASURE, *command]
+    done = subprocess.run(between, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, peak, status = done.stdout.split()[-3:]
+    if int(status):
+        raise RuntimeError(f"{' '.join(command)} ended with status {status}.")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e6
+    return float(seconds), int(peak) * unit / 1e6
 
 
 def cpu_name() -> str:

@@ -7,14 +7,14 @@ from PIL import Image
 
 from ..checkpoints import load_part
 from ..images import image_grid
-from ..scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, Style, caption, labels
+from ..scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
 from .bench import Bench
 from .drawing import Order
 from .judge import accuracy
 from .reconstruction import reconstruct
 from .report import Report
 from .sheets import labelled_sheet
-from .unseen import sample
+from .unseen import content, sample
 
 SEEDS = range(4)
 
@@ -30,7 +30,7 @@ def text_prompt(object: str, style: str) -> str:
     >>> text_prompt("boat", "watercolor")
     'a boat, watercolor style'
     """
-    return caption(Scene(object, background(object, style), sun=False), Style.draw(0, name=style))
+    return f"{content(Scene(object, background(object, style), sun=False))}, {style} style"
 
 
 def text_orders(

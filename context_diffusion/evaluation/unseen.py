@@ -7,6 +7,8 @@ from ..scenes import STYLES, Rendering, Scene, Style, TinyScenes, caption, conte
 SAMPLE, LAYOUT, CONTEXT, OTHERS, SETTINGS, DOMAIN = (10_000 * number for number in range(6))
 QUERY_STYLES = ("flat", "line art")  # what people bring as a query: a plain drawing, filled or not
 
+_ANY_STYLE = Style.draw(0)
+
 
 def seed_of(index: int) -> int:
     """Seed of the first scene of the unseen group ``index``; its style draw has the group's number itself."""
@@ -41,4 +43,4 @@ def query(index: int, number: int, **fixed: object) -> Rendering:
 
 def content(scene: Scene) -> str:
     """Say what a scene shows and nothing of its style: ``"a boat among hills"``."""
-    return caption(scene, Style.draw(0)).split(",")[0]
+    return caption(scene, _ANY_STYLE).split(",")[0]
