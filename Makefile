@@ -7,7 +7,7 @@
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
 #   make figures    every figure and number of README and lessons                            -> figures/
 #   make train      the offline models, all components in order (resumable)                  -> data/checkpoints/
-#   make evaluate   the scores of the offline models
+#   make evaluate   the scores of the offline models, with intervals and sheets                 -> figures/offline/
 #
 # Variables: PYTHON (3.11 or newer), VENV (where the environment goes), PIP_ARGS (for pip install, e.g. another index),
 # OMP_NUM_THREADS (threads; respected by everything).
@@ -63,7 +63,7 @@ train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.judge
 
 evaluate: $(DEV)
-	$(RUN) -m benchmarks.evaluate
+	$(RUN) -m context_diffusion.evaluation.offline
 
 clean:
 	rm -rf build out .pytest_cache .ruff_cache .hypothesis
