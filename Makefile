@@ -7,7 +7,7 @@
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
 #   make figures    every figure and number of README and lessons                            -> figures/
 #   make train      the offline models, all components in order (resumable)                  -> data/checkpoints/
-#   make evaluate   the scores of the offline models, with intervals and sheets                 -> figures/offline/
+#   make evaluate   the scores of the offline models, with intervals and sheets            -> figures/offline/
 #
 # Variables: PYTHON (3.11 or newer), VENV (where the environment goes), PIP_ARGS (for pip install, e.g. another index),
 # OMP_NUM_THREADS (threads; respected by everything).
