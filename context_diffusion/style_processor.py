@@ -12,7 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .shared_attention import Features, Moments, Reference, adain, mix_moments, moments, shared_attention
+from .shared_attention import (
+    Features,
+    Moments,
+    Reference,
+    adain,
+    centred_variance,
+    mix_moments,
+    moments,
+    shared_attention,
+)
 
 PLAIN = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 
@@ -135,10 +144,12 @@ class StyleAlignedProcessor:
         return shared_attention(query, key, value, references, heads=heads, first_target=first, full=full)
 
     def _adain(self, features: Features, style: Moments) -> Features:
-        aligned = adain(features, mix_moments(style, self.sharing.weights))
-        if self.sharing.row_zero:
-            aligned[:, 0] = features[:, 0]  # its own statistics already, but for rounding
-        return aligned
+        """AdaIN of the targets, over the projections just made; image 0 is left out where it is the reference."""
+        style, first = mix_moments(style, self.sharing.weights), int(self.sharing.row_zero)
+        if features.requires_grad:
+            return torch.cat([features[:, :first], adain(features[:, first:], style)], dim=1)
+        adain(features[:, first:], style, inplace=True)
+        return features
 
 
 class SharedGroupNorm:
@@ -156,9 +167,10 @@ class SharedGroupNorm:
         sharing, norm = self.sharing, self.norm
         if sharing.phase == "off":
             return self.original(features)
-        grouped = features.unflatten(1, (norm.num_groups, -1)).flatten(2)
-        var, mean = torch.var_mean(grouped.float(), dim=-1, correction=0)  # (rows, groups)
-        own = Moments(*(x.unflatten(0, (sharing.branches, -1)) for x in (mean, var)))
+        grouped = features.unflatten(0, (sharing.branches, -1)).unflatten(2, (norm.num_groups, -1)).flatten(3)
+        mean = grouped.mean(dim=-1, keepdim=True, dtype=torch.float32)  # (branches, images, groups, 1)
+        centred = grouped - mean.to(features.dtype)
+        own = Moments(mean, centred_variance(centred, dim=-1))
         if sharing.phase == "reference":
             sharing.keep(self.layer, group_moments=own)
             return self.original(features)
@@ -166,15 +178,14 @@ class SharedGroupNorm:
             style = Moments(*(x[:, :1] for x in own))
         else:
             style = mix_moments(sharing.kept[self.layer].group_moments, sharing.weights)
-        mean = (own.mean + style.mean) / 2
         var = (own.var + style.var) / 2 + (own.mean - style.mean) ** 2 / 4
-        ratio = (var + norm.eps).rsqrt().flatten(0, 1).repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
-        mean = mean.flatten(0, 1).repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
-        if norm.affine:
-            ratio = ratio * norm.weight
-        shift = (norm.bias if norm.affine else 0) - mean * ratio
-        shape = (*ratio.shape, *[1] * (features.ndim - 2))
-        return torch.addcmul(shift.to(features).view(shape), features, ratio.to(features).view(shape))
+        scale = (var + norm.eps).rsqrt()
+        moved = centred + ((own.mean - style.mean) / 2).to(features.dtype)  # minus the common mean
+        normalized = (moved * scale.to(features.dtype)).view(features.shape)
+        if not norm.affine:
+            return normalized
+        shape = (-1, *[1] * (features.ndim - 2))
+        return torch.addcmul(norm.bias.view(shape), normalized, norm.weight.view(shape))
 
 
 def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
