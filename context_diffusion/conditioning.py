@@ -31,11 +31,11 @@ class TokenContexts:
 
     @classmethod
     def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
-        """Load the parts ``clip`` and ``context_projector`` beside a pipeline."""
-        from transformers import CLIPModel
+        """Load the parts ``image_encoder`` and ``context_projector`` beside a pipeline."""
+        from transformers import CLIPVisionModel
 
         folder = Path(model.location)
-        vision = load_part(CLIPModel, str(folder / "clip"), dtype).vision_model
+        vision = load_part(CLIPVisionModel, str(folder / "image_encoder"), dtype)
         projector = load_part(ContextProjector, str(folder / "context_projector"), dtype)
         parts = (part.eval().requires_grad_(False).to(device) for part in (vision, projector))
         return cls(*parts)

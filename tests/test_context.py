@@ -7,7 +7,7 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from transformers import CLIPModel
+from transformers import CLIPVisionModel
 from worlds import hub_folder, scenes_folder
 
 from context_diffusion import ContextDiffusion, load_image_as_tensor
@@ -43,7 +43,7 @@ def far(first, second) -> int:
 def by_hand(contexts, weights, prompt, query=None, guidance=3.0) -> Image.Image:
     """The same picture from diffusers and transformers alone, step by step."""
     folder = scenes_folder()
-    clip = CLIPModel.from_pretrained(folder / "clip")
+    vision = CLIPVisionModel.from_pretrained(folder / "image_encoder")
     projector = ContextProjector.from_pretrained(folder / "context_projector")
     parts = {"safety_checker": None, "requires_safety_checker": False}
     pipe = StableDiffusionPipeline.from_pretrained(folder, **parts)
@@ -53,7 +53,7 @@ def by_hand(contexts, weights, prompt, query=None, guidance=3.0) -> Image.Image:
         if contexts:
             small = torch.stack([torch.nn.functional.avg_pool2d(to_tensor(image), 2) for image in contexts])
             values, statistics = dynamic_normalization(small)
-            patches = clip.vision_model(values).last_hidden_state[:, 1:].reshape(len(contexts), 4, 2, 4, 2, -1)
+            patches = vision(values).last_hidden_state[:, 1:].reshape(len(contexts), 4, 2, 4, 2, -1)
             pooled = patches.mean((2, 4)).flatten(1, 2)
             tokens = projector(pooled[None], statistics[None], torch.tensor([weights]))
             assert tokens.shape[1] == 17

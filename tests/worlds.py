@@ -72,7 +72,9 @@ def scenes_folder() -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         tiny_sd15().save_pretrained(folder)
-        random_clip().save_pretrained(folder / "clip")
+        clip = random_clip()
+        clip.save_pretrained(folder / "clip")
+        clip.vision_model.save_pretrained(folder / "image_encoder")
         projector = ContextProjector(vision_width=WIDTH, cross_attention_dim=WIDTH)
         for weight in projector.parameters():
             torch.nn.init.normal_(weight, std=0.5)

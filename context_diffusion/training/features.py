@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from ..paths import TINY_SCENES
 from ..projector import ContextProjector
@@ -51,18 +51,19 @@ def _latents(arrays: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _clip_features(arrays: dict) -> dict[str, torch.Tensor]:
-    clip = CLIPModel.from_pretrained(TINY_SCENES / "clip").to(device(), torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(TINY_SCENES / "text_encoder").to(device(), torch.float32)
+    image_encoder = CLIPVisionModel.from_pretrained(TINY_SCENES / "image_encoder").to(device(), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
     projector, pooled, statistics = ContextProjector(), [], []
     with torch.autocast(device().type, torch.bfloat16):
         for pixels in _batches(arrays["pixels"], "context features"):
             normalized, removed = normalize(torch.from_numpy(shrink(pixels)))
-            seen = clip.vision_model(normalized.to(device())).last_hidden_state[:, 1:]
+            seen = image_encoder(normalized.to(device())).last_hidden_state[:, 1:]
             pooled.append(projector.pool(seen).half().cpu())
             statistics.append(removed)
         captions, caption = np.unique(arrays["captions"], return_inverse=True)
         ids = token_ids(tokenizer, [*captions.tolist(), ""])
-        text = [clip.text_model(chunk.to(device())).last_hidden_state.half().cpu() for chunk in ids.split(256)]
+        text = [text_encoder(chunk.to(device())).last_hidden_state.half().cpu() for chunk in ids.split(256)]
     return {
         "pooled": torch.cat(pooled), "statistics": torch.cat(statistics), "text": torch.cat(text),
         "caption": torch.from_numpy(caption),

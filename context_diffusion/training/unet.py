@@ -8,11 +8,15 @@ text is dropped in 15 % of the samples. Contexts are missing in 50 %: left out o
 and set to zero (the null context of classifier-free guidance) in one sample of six of the others.
 """
 
+import json
+from pathlib import Path
+
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
+from ..paths import TINY_SCENES
 from ..projector import ContextProjector
 from .data import group_mates
 from .features import features
@@ -86,6 +90,21 @@ def noised(data: dict, index: torch.Tensor, scheduler, generator: torch.Generato
     return tuple(x.to(device) for x in (noisy, timestep, noise, weight))
 
 
+def publish_index(root: Path = TINY_SCENES) -> None:
+    """Write the scheduler and ``model_index.json``, which make the folder an ordinary Stable Diffusion pipeline."""
+    new_scheduler().save_pretrained(root / "scheduler")
+    parts = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **dict.fromkeys(["safety_checker", "feature_extractor", "image_encoder"], [None, None]),
+    }
+    index = {"_class_name": "StableDiffusionPipeline", **parts, "requires_safety_checker": False}
+    (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
 def main() -> None:
     """Train and publish."""
     recipe = Recipe.from_command_line(__doc__, steps=20000, batch_size=32, learning_rate=1e-3, ema=0.9995)
@@ -104,6 +123,7 @@ def main() -> None:
     def publish(model: Denoiser) -> None:
         publish_pretrained(model.unet, "unet")
         publish_pretrained(model.projector, "context_projector")
+        publish_index()
 
     train("unet", model, loss, recipe, publish=publish, publish_every=500)
 
