@@ -14,7 +14,7 @@ from tiny import tiny_scheduler, tiny_sd15, tiny_tokenizer
 from context_diffusion.from_scratch import StableDiffusion
 from context_diffusion.paths import TINY_SCENES
 
-LAYOUTS = ["sd1", "sd2", *(["tiny-scenes"] if (TINY_SCENES / "model_index.json").is_file() else [])]
+LAYOUTS = ["sd1", "sd2", *(["tiny-scenes"] if (TINY_SCENES / "unet" / "config.json").is_file() else [])]
 
 
 def _sd2() -> diffusers.StableDiffusionPipeline:

@@ -61,7 +61,7 @@ def test_strength_zero_returns_the_encoded_image():
     assert not states and same(image, fs.tensor_to_images(expected)[0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(strength=st.floats(0, 1, exclude_min=True, exclude_max=True), num_steps=st.integers(1, 6))
 def test_every_strength_between_takes_steps(strength, num_steps):
     states = []
@@ -180,6 +180,10 @@ def test_bad_input():
         fs.text_to_image(model, "a cat", num_inference_steps=0)
     with pytest.raises(ValueError, match="multiples of 2.*got 33 x 32"):
         fs.text_to_image(model, "a cat", height=33)
+    with pytest.raises(ValueError, match="multiples of 2.*got 0 x 32"):
+        fs.text_to_image(model, "a cat", height=0)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        fs.text_to_image(model, [])
     with pytest.raises(ValueError, match="multiples of 2.*got 31 x 31"):
         fs.image_to_image(model, "a cat", picture(size=31))
     with pytest.raises(ValueError, match="one for each of the 2 prompts; got 3"):

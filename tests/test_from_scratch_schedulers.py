@@ -186,8 +186,15 @@ def test_bad_input(kind):
         make_betas("quadratic")
     with pytest.raises(ValueError, match="without rescale_betas_zero_snr=True"):
         kind.from_config({"rescale_betas_zero_snr": True})
-    x = torch.zeros(1)
-    with pytest.raises(ValueError, match="'epsilon', 'v_prediction' or 'sample'; got 'flow'"):
-        scheduler(kind, prediction_type="flow").predict(x, x, 3)
-    with pytest.raises(ValueError, match="'leading', 'trailing' or 'linspace'; got 'even'"):
-        scheduler(kind, timestep_spacing="even").steps(5)
+    with pytest.raises(ValueError, match="'epsilon', 'v_prediction', 'sample'; got 'flow'"):
+        scheduler(kind, prediction_type="flow")
+    with pytest.raises(ValueError, match="'leading', 'trailing', 'linspace'; got 'even'"):
+        scheduler(kind, timestep_spacing="even")
+
+
+def test_bad_randomness():
+    for eta in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="eta goes from 0"):
+            scheduler(DDIM, eta=eta)
+    with pytest.raises(ValueError, match="'fixed_small', 'fixed_large'; got 'learned_range'"):
+        scheduler(DDPM, variance_type="learned_range")

@@ -77,7 +77,8 @@ def make_context(
 ) -> tuple[Float[Tensor, "all_rows tokens dim"], int]:
     """The rows that ``guided_prediction`` wants, and the number of pictures."""
     positive = encode_prompt(model, prompt) if prompt_embeds is None else prompt_embeds
-    count = len(positive)
+    if (count := len(positive)) == 0:
+        raise ValueError("Give at least one prompt; an empty string is one, an empty list is none.")
     if guidance_scale <= 1:
         return positive, count
     if negative_prompt_embeds is None:
@@ -134,7 +135,8 @@ def text_to_image(
         prompt_embeds, negative_prompt_embeds: instead of the texts; any number of tokens.
         callback: called with the ``State`` after every step.
     """
-    height, width = height or model.image_size, width or model.image_size
+    height = model.image_size if height is None else height
+    width = model.image_size if width is None else width
     model.autoencoder.check_size(height, width)
     steps = model.scheduler.steps(num_inference_steps)
     context, count = make_context(model, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)

@@ -39,6 +39,12 @@ def make_betas(
     raise ValueError(f"A beta schedule is 'linear', 'scaled_linear' or 'cosine'; got {schedule!r}.")
 
 
+def check(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise if a setting is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, known))}; got {value!r}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Scheduler:
     """What the three samplers share: the schedule, the forward process, and reading the network's prediction."""
@@ -53,6 +59,10 @@ class Scheduler:
     FIXED: ClassVar[dict] = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}
     DEFAULTS: ClassVar[dict] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": True}
     stochastic: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check("prediction_type", self.prediction_type, ("epsilon", "v_prediction", "sample"))
+        check("timestep_spacing", self.timestep_spacing, ("leading", "trailing", "linspace"))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Scheduler":
@@ -105,10 +115,8 @@ class Scheduler:
             x_0, epsilon = (x_t - sigma * output) / alpha, output
         elif self.prediction_type == "v_prediction":
             x_0, epsilon = alpha * x_t - sigma * output, sigma * x_t + alpha * output
-        elif self.prediction_type == "sample":
-            x_0, epsilon = output, (x_t - alpha * output) / sigma
         else:
-            raise ValueError(f"A network predicts 'epsilon', 'v_prediction' or 'sample'; got {self.prediction_type!r}.")
+            x_0, epsilon = output, (x_t - alpha * output) / sigma
         return (x_0 if self.clip is None else x_0.clamp(-self.clip, self.clip)), epsilon
 
     def timesteps(self, num_steps: int) -> list[Time]:
@@ -120,9 +128,7 @@ class Scheduler:
             return [i * (total // num_steps) + self.steps_offset for i in reversed(range(num_steps))]
         if self.timestep_spacing == "trailing":
             return [round(total - i * total / num_steps) - 1 for i in range(num_steps)]
-        if self.timestep_spacing == "linspace":
-            return [float(t) for t in np.linspace(0, total - 1, num_steps)[::-1]]
-        raise ValueError(f"timestep_spacing is 'leading', 'trailing' or 'linspace'; got {self.timestep_spacing!r}.")
+        return [float(t) for t in np.linspace(0, total - 1, num_steps)[::-1]]
 
     def steps(self, num_steps: int) -> list[tuple[Time, Time]]:
         """The jumps (t, next t) of a whole sampling; the last one lands at -1, the picture."""
@@ -136,6 +142,10 @@ class DDPM(Scheduler):
 
     variance_type: str = "fixed_small"  # the posterior's variance; or "fixed_large": beta itself
     stochastic: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("variance_type", self.variance_type, ("fixed_small", "fixed_large"))
 
     def step(self, output: Latents, x_t: Latents, t: Time, s: Time, noise: Latents) -> tuple[Latents, Latents]:
         """(x_s, predicted x_0), for s earlier than t (Ho et al. 2020, eq. 6 and 7)."""
@@ -153,6 +163,11 @@ class DDIM(Scheduler):
     """Denoising diffusion implicit models (Song et al. 2021): fewer steps, and none of the noise unless asked for."""
 
     eta: float = 0.0  # 0: deterministic; 1: as random as DDPM
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta goes from 0 (no fresh noise) to 1 (as much as DDPM); got {self.eta}.")
 
     @property
     def stochastic(self) -> bool:
