@@ -62,12 +62,14 @@ def train(
     *,
     publish: Callable[[nn.Module], None] | None = None,
     publish_every: int = 1000,
+    folder: Path | None = None,
 ) -> nn.Module:
     """Minimise ``loss(model, generator)`` and return the averaged model.
 
     Each step gets a generator seeded by the recipe's seed and the step's number, so a resumed run sees the batches
     that an uninterrupted one would. ``publish(averaged_model)`` is called now and then and at the end: it writes
-    the weights that the library loads. Interrupt at any time; the next call goes on from the last checkpoint.
+    the weights that the library loads. Interrupt at any time; the next call goes on from the last checkpoint. What it
+    keeps goes to ``build/training/`` and its curve to ``figures/training/``, or both to ``folder``.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -77,7 +79,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters, recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
     )
-    state_file = STATE_FOLDER / f"{name}.pt"
+    state_file = (folder or STATE_FOLDER) / f"{name}.pt"
     step, seconds, losses = _resume(state_file, model, average, optimizer)
     started, bar = time.time() - seconds, tqdm(total=recipe.steps, initial=step, desc=name, mininterval=5)
     try:
@@ -93,7 +95,7 @@ def train(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            _follow(average, model, min(recipe.ema, (step + 1) / (step + 10)))
+            follow_average(average, model, min(recipe.ema, (step + 1) / (step + 10)))
             losses.append(value.item())
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"{name}: the loss is {losses[-1]} at step {step}; lower --learning-rate.")
@@ -107,14 +109,14 @@ def train(
     finally:
         bar.close()
         _save(state_file, model, average, optimizer, step, time.time() - started, losses)
-    write_curve(name, losses, recipe, time.time() - started)
+    write_curve(name, losses, recipe, time.time() - started, folder or FIGURES / "training")
     if publish:
         publish(average)
     return average
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+def follow_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Exponential moving average of the weights: average <- decay * average + (1 - decay) * model."""
     with torch.autocast(device().type, enabled=False):
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -147,11 +149,10 @@ def _resume(file: Path, model, average, optimizer) -> tuple[int, float, list[flo
     return state["step"], state["seconds"], state["losses"]
 
 
-def write_curve(name: str, losses: list[float], recipe: Recipe, seconds: float) -> None:
-    """``figures/training/<name>.json`` (recipe, time, loss per hundredth) and its picture."""
+def write_curve(name: str, losses: list[float], recipe: Recipe, seconds: float, folder: Path) -> None:
+    """``<folder>/<name>.json`` (recipe, time, loss per hundredth) and its picture."""
     from matplotlib.figure import Figure
 
-    folder = FIGURES / "training"
     folder.mkdir(parents=True, exist_ok=True)
     window = max(1, len(losses) // 100)
     smooth = [sum(losses[i : i + window]) / len(losses[i : i + window]) for i in range(0, len(losses), window)]
