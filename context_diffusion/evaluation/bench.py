@@ -44,7 +44,7 @@ class Bench:
     @cached_property
     def model(self) -> ContextDiffusion:
         """The whole thing: query + contexts + prompt -> picture."""
-        for part in ("vae", "text_encoder", "unet", "clip", "context_projector"):
+        for part in ("vae", "text_encoder", "unet", "image_encoder", "context_projector"):
             self.part(part)
         return ContextDiffusion.from_pretrained(self.name)
 

@@ -1,6 +1,7 @@
 """What the autoencoder keeps of a picture: PSNR on unseen scenes, over all and style by style."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -29,6 +30,16 @@ def reconstruct(vae: torch.nn.Module, pixels: UInt8[np.ndarray, "n h w 3"]) -> U
     return np.concatenate(decoded)
 
 
+@cache
+def originals_and_decoded(bench: Bench) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
+    """Take 500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
+    from diffusers import AutoencoderKL
+
+    vae = load_part(AutoencoderKL, str(bench.part("vae"))).eval()
+    pixels = np.stack([one.pixels for one in sample(bench.count(500, 20))])
+    return pixels, reconstruct(vae, pixels)
+
+
 def psnr(first: UInt8[np.ndarray, "n h w 3"], second: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
     """Peak signal-to-noise ratio of each pair in decibels: 10 log10(255^2 / mean squared error over pixels and RGB).
 
@@ -47,13 +58,8 @@ def columns_by_style(names: Sequence[str], per_style: int = 2) -> list[list[int]
 
 def run(bench: Bench) -> Report:
     """PSNR of 500 unseen scenes, and originals beside reconstructions."""
-    from diffusers import AutoencoderKL
-
-    vae = load_part(AutoencoderKL, str(bench.part("vae"))).eval()
-    drawn = sample(bench.count(500, 20))
-    pixels = np.stack([one.pixels for one in drawn])
-    decoded = reconstruct(vae, pixels)
-    scores, names = psnr(pixels, decoded), np.array([one.style.name for one in drawn])
+    pixels, decoded = originals_and_decoded(bench)
+    scores, names = psnr(pixels, decoded), np.array([one.style.name for one in sample(len(pixels))])
     report = Report(notes=["decibels; one picture is one unit, each has a style draw of its own"])
     report.add("PSNR, all styles", estimate_mean(scores), at_least=25)
     for style in STYLES:

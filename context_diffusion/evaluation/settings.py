@@ -29,7 +29,7 @@ def setting_orders(prompt: str, contexts: tuple, query_image: object, seed: int)
 def run(bench: Bench) -> Report:
     """Nine numbers: three settings, each with object accuracy, style distance and edge F1."""
     bench.part("controlnet-canny")
-    count = bench.count(60, 4)
+    count = bench.count(40, 4)
     styles = [STYLES[i % len(STYLES)] for i in range(count)]
     queries = [query(SETTINGS + i, i, object=OBJECTS[i % len(OBJECTS)]) for i in range(count)]
     groups = [unseen_group(SETTINGS + count + i, style, CONTEXTS) for i, style in enumerate(styles)]

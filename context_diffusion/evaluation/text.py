@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ..checkpoints import load_part
 from ..images import image_grid
 from ..scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
 from .bench import Bench
 from .drawing import Order
 from .judge import accuracy
-from .reconstruction import reconstruct
+from .reconstruction import originals_and_decoded
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import content, sample
@@ -72,11 +71,8 @@ def run(bench: Bench) -> Report:
 
 def add_ceiling(report: Report, bench: Bench) -> None:
     """Add the judge's accuracy on unseen real scenes, and on the same after the autoencoder: the sampler's ceiling."""
-    from diffusers import AutoencoderKL
-
-    drawn = sample(bench.count(500, 20))
-    pixels = np.stack([one.pixels for one in drawn])
-    decoded = reconstruct(load_part(AutoencoderKL, str(bench.part("vae"))).eval(), pixels)
+    pixels, decoded = originals_and_decoded(bench)
+    drawn = sample(len(pixels))
     for name, shown in (("real scenes", pixels), ("decoded real scenes", decoded)):
         seen = bench.judge([Image.fromarray(one) for one in shown])
         for head in ("object", "style"):
