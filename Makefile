@@ -10,11 +10,12 @@
 #   make evaluate   the scores of the offline models, with intervals and sheets            -> figures/offline/
 #
 # Variables: PYTHON (3.11 or newer), VENV (where the environment goes), PIP_ARGS (for pip install, e.g. another index),
-# OMP_NUM_THREADS (threads; respected by everything).
+# WORKERS (processes of the tests), OMP_NUM_THREADS (threads; respected by everything).
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 RUNTIME := $(VENV)/.runtime
@@ -32,7 +33,7 @@ demo: $(RUNTIME)
 	@$(RUN) -m context_diffusion demo --out out/demo.png
 
 test: $(DEV)
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -49,7 +50,7 @@ notebooks: $(DEV)
 	$(RUN) -m nbconvert --to html --output-dir build/notebooks build/notebooks/*.ipynb
 
 figures: $(DEV)
-	$(RUN) -m benchmarks.figures
+	$(RUN) -m context_diffusion.evaluation.figures
 
 train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.vae
