@@ -210,7 +210,7 @@ def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: 
     """Everything that can be wrong with the arguments, before any model runs."""
     from .style_processor import is_style_aligned
 
-    if getattr(pipe, "unet", None) is None:
+    if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise TypeError(f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
     if is_style_aligned(pipe.unet):
         raise RuntimeError("Invert references before the style_aligned block: inside it, images share attention.")
