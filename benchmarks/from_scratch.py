@@ -64,7 +64,7 @@ def main() -> None:
     folder = find_model(options.model).location
     model = fs.StableDiffusion.from_pretrained(folder)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.to(torch.float32).set_progress_bar_config(disable=True)
     for name, difference in differences(model, pipe, options.steps).items():
         print(f"{name:26s} {difference:.1e}")
     ratios, times = [], []

@@ -70,7 +70,7 @@ def ours(layout: str) -> StableDiffusion:
 
 @cache
 def theirs(layout: str) -> diffusers.StableDiffusionPipeline:
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder(layout), safety_checker=None)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder(layout), safety_checker=None).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
