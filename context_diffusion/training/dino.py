@@ -48,7 +48,9 @@ class Network(nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Logits over the prototypes, (batch, 512)."""
         token = self.backbone(pictures, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-        return F.linear(F.normalize(self.head(token).float()), F.normalize(self.prototypes.weight.float()))
+        point = F.normalize(self.head(token).float())
+        with torch.autocast(pictures.device.type, enabled=False):  # the temperatures below need more digits than bf16
+            return point @ F.normalize(self.prototypes.weight).T
 
 
 class Pair(nn.Module):
