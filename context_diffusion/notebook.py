@@ -41,6 +41,8 @@ def setup(seed: int = 0) -> Setup:
     ``OMP_NUM_THREADS`` where that is set. In Colab it installs what is missing and touches neither torch nor numpy.
     """
     install_missing()
+    for library in ("diffusers", "transformers"):  # no environment variable takes their loading bars off the page
+        importlib.import_module(f"{library}.utils.logging")
     quiet()
     import numpy as np
     import torch
