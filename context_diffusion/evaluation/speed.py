@@ -16,7 +16,7 @@ from ..paths import ROOT
 from .bench import Bench
 from .report import Report
 
-IMPORT = "import time; start = time.perf_counter(); import context_diffusion; print(time.perf_counter() - start)"
+IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 MEASURE = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -47,13 +47,15 @@ def run(bench: Bench) -> Report:
         walls, peaks = zip(*(run_apart(command) for _ in range(bench.count(3, 1))), strict=True)
     report.add("seconds for the whole demo command", estimate_mean(walls))
     report.add("peak memory of the demo command, MB", estimate_mean(peaks))
-    report.add("seconds for import context_diffusion", estimate_mean(import_seconds(repeats)), at_most=0.5)
+    package, model_class = "import context_diffusion", "from context_diffusion import ContextDiffusion"
+    report.add(f"seconds for {package}", estimate_mean(import_seconds(package, repeats)), at_most=0.5)
+    report.add(f"seconds for {model_class}", estimate_mean(import_seconds(model_class, bench.count(3, 1))))
     return report
 
 
-def import_seconds(repeats: int) -> list[float]:
-    """Time ``import context_diffusion`` in fresh interpreters."""
-    fresh = [sys.executable, "-c", IMPORT]
+def import_seconds(statement: str, repeats: int) -> list[float]:
+    """Time an import in fresh interpreters."""
+    fresh = [sys.executable, "-c", IMPORT.format(statement)]
     return [float(subprocess.run(fresh, cwd=ROOT, check=True, stdout=-1).stdout) for _ in range(repeats)]
 
 
