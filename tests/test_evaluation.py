@@ -205,8 +205,8 @@ def test_missing_weights_stop_one_protocol_and_write_nothing(tmp_path, capsys):
 
 def test_only_takes_known_names_in_the_order_of_the_protocols():
     assert offline.chosen("speed, clip") == ("clip", "speed")
-    with pytest.raises(argparse.ArgumentTypeError, match="speeed is none of them"):
-        offline.chosen("clip,speeed")
+    with pytest.raises(argparse.ArgumentTypeError, match="memory is none of them"):
+        offline.chosen("clip,memory")
     assert offline.build_parser().parse_args([]).only == offline.PROTOCOLS
 
 
