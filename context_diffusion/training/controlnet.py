@@ -4,7 +4,8 @@
     python -m context_diffusion.training.controlnet --kind depth
 
 The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (seven times
-in ten a flat one) whose edges are found as at sampling; for depth it is the exact depth.
+in ten a flat one) whose edges are found as at sampling; for depth it is the exact depth. Only the ControlNet is in the checkpoint: a resumed run takes
+the U-Net as it is then.
 """
 
 import sys
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..control import canny_map
@@ -55,18 +55,11 @@ def controls(kind: str) -> torch.Tensor:
     return ((depth - low) / (high - low).clamp(min=1) * 255).byte()
 
 
-class Steered(nn.Module):
-    """A frozen U-Net and projector with the ControlNet that is trained."""
-
-    def __init__(self):
-        super().__init__()
-        self.unet = UNet2DConditionModel.from_pretrained(TINY_SCENES / "unet").float().requires_grad_(False)
-        self.projector = ContextProjector.from_pretrained(TINY_SCENES / "context_projector").float()
-        self.projector.requires_grad_(False)
-        self.controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
-        for network in (self.unet, self.controlnet):
-            network.set_attn_processor(AttnProcessor())
-            network.to(memory_format=torch.channels_last)
+def frozen_parts() -> tuple[UNet2DConditionModel, ContextProjector]:
+    """The trained U-Net and projector, which no step changes."""
+    unet = UNet2DConditionModel.from_pretrained(TINY_SCENES / "unet")
+    projector = ContextProjector.from_pretrained(TINY_SCENES / "context_projector")
+    return tuple(part.to(device(), torch.float32).requires_grad_(False) for part in (unet, projector))
 
 
 def main() -> None:
@@ -77,21 +70,26 @@ def main() -> None:
     sys.argv.remove("--kind")
     recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
     data, maps, scheduler = features(), controls(kind), new_scheduler()
+    unet, projector = frozen_parts()
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
+    for network in (unet, controlnet):
+        network.set_attn_processor(AttnProcessor())  # on a CPU the fused attention has a slow backward pass
+        network.to(memory_format=torch.channels_last)
 
-    def loss(model: Steered, generator: torch.Generator) -> torch.Tensor:
+    def loss(model: ControlNetModel, generator: torch.Generator) -> torch.Tensor:
         index = torch.randint(len(maps), (recipe.batch_size,), generator=generator)
-        tokens = condition(data, model.projector, index, generator)
+        tokens = condition(data, projector, index, generator)
         noisy, timestep, noise, weight = noised(data, index, scheduler, generator, device())
         control = (maps[index].float() / 255).to(device())[:, None].expand(-1, 3, -1, -1)
-        down, mid = model.controlnet(noisy, timestep, tokens, control, return_dict=False)
-        output = model.unet(
+        down, mid = model(noisy, timestep, tokens, control, return_dict=False)
+        output = unet(
             noisy, timestep, tokens, down_block_additional_residuals=down, mid_block_additional_residual=mid
         ).sample
         return (weight * (output.float() - noise).square().mean(dim=(1, 2, 3))).mean()
 
     train(
-        f"controlnet-{kind}", Steered(), loss, recipe,
-        publish=lambda model: publish_pretrained(model.controlnet, f"controlnet-{kind}"), publish_every=500,
+        f"controlnet-{kind}", controlnet.requires_grad_(True), loss, recipe,
+        publish=lambda model: publish_pretrained(model, f"controlnet-{kind}"), publish_every=500,
     )  # fmt: skip
 
 
