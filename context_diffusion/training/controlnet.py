@@ -3,9 +3,9 @@
     python -m context_diffusion.training.controlnet --kind canny
     python -m context_diffusion.training.controlnet --kind depth
 
-The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (seven times
-in ten a flat one) whose edges are found as at sampling; for depth it is the exact depth. Only the ControlNet is in the checkpoint: a resumed run takes
-the U-Net as it is then.
+The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (half of them
+flat, a fifth line art, the others any) whose edges are found as at sampling; for depth it is the exact depth. Only the
+ControlNet is in the checkpoint: a resumed run takes the U-Net as it is then.
 """
 
 import sys
@@ -27,7 +27,7 @@ from .loop import Recipe, device, publish_pretrained, train
 from .unet import condition, new_scheduler, noised
 
 GROUPS = 3000
-FLAT = 0.7
+QUERY_STYLES = {"flat": 0.5, "line art": 0.2}  # the others: any style
 
 
 def query_edges(groups: int = GROUPS) -> np.ndarray:
@@ -36,8 +36,8 @@ def query_edges(groups: int = GROUPS) -> np.ndarray:
     if not file.exists():
         generator, rows = np.random.default_rng(0), []
         for i in tqdm(range(groups * GROUP), desc="drawing queries", mininterval=5):
-            fixed = {"name": "flat"} if generator.random() < FLAT else {}
-            style = Style.draw(500_000_000 + i, **fixed)
+            name = generator.choice([*QUERY_STYLES, ""], p=[*QUERY_STYLES.values(), 1 - sum(QUERY_STYLES.values())])
+            style = Style.draw(500_000_000 + i, **({"name": str(name)} if name else {}))
             drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
             rows.append(np.packbits(canny_map(drawn.image).numpy() > 0.5, axis=1))
         file.parent.mkdir(parents=True, exist_ok=True)
