@@ -1,4 +1,4 @@
-"""Inversion: an analytic model, diffusers' own inverse scheduler, round trips, saving, and refusals."""
+"""Inversion: an analytic model, diffusers' own inverse scheduler, round trips."""
 
 from functools import cache
 
@@ -10,7 +10,6 @@ from diffusers import DDIMInverseScheduler
 from PIL import Image
 from tiny import load_tiny_ip_adapter, tiny_scheduler, tiny_sd15, tiny_sdxl
 
-from context_diffusion.blending import blend_trajectories, weighted_slerp
 from context_diffusion.inversion import ddim_invert, ddim_step, invert_latents, noise_levels, to_noise
 from context_diffusion.trajectory import Trajectory, alpha_at, conditions
 
@@ -112,7 +111,7 @@ def test_clean_latent_is_the_scaled_mean_and_repeats():
 @pytest.mark.parametrize(("make", "kind"), [(tiny_sd15, "epsilon"), (tiny_sdxl, "v_prediction")])
 def test_step_k_of_sampling_meets_latent_k(make, kind):
     pipe = calm(make, kind)
-    trajectory = ddim_invert(pipe, picture(), "a cat", num_inference_steps=4, fixed_point_iterations=8)
+    trajectory = ddim_invert(pipe, picture(), "a cat", num_inference_steps=4, fixed_point_iterations=16)
     met = [trajectory.noise]
     pipe(
         "a cat",
@@ -202,93 +201,3 @@ def test_interpolation_follows_a_ddim_step_of_another_length():
         torch.testing.assert_close(t.at(timestep, alpha).float(), expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="700 is not in the reference's trajectory, which was made with 4 steps"):
         t.at(700)
-
-
-def test_saved_and_loaded_is_the_same(tmp_path):
-    pipe = tiny_sdxl()
-    made = ddim_invert(pipe, picture(), "a cat", num_inference_steps=2, guidance_scale=2.0, negative_prompt="red")
-    read = Trajectory.load(made.save(tmp_path / "cat.safetensors"))
-    assert torch.equal(read.latents, made.latents) and torch.equal(read.alphas, made.alphas)
-    assert read.embeddings.keys() == made.embeddings.keys()
-    assert all(torch.equal(rows, made.embeddings[name]) for name, rows in read.embeddings.items())
-    facts = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")
-    assert all(getattr(read, name) == getattr(made, name) for name in facts)
-    read.check(pipe)
-    assert [path.name for path in tmp_path.iterdir()] == ["cat.safetensors"]
-
-
-def test_files_that_are_no_trajectory_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="ddim_invert"):
-        Trajectory.load(tmp_path / "none.safetensors")
-    path = ddim_invert(tiny_sd15(), picture(), num_inference_steps=1).save(tmp_path / "cut.safetensors")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        Trajectory.load(path)
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="not a trajectory"):
-        Trajectory.load(tmp_path / "other.safetensors")
-
-
-def test_a_trajectory_of_another_model_or_schedule_is_refused():
-    made = ddim_invert(tiny_sd15(), picture(), num_inference_steps=2)
-    with pytest.raises(ValueError, match="another model"):
-        made.check(tiny_sdxl())
-    with pytest.raises(ValueError, match="prediction_type"):
-        made.check(tiny_sd15(prediction_type="v_prediction"))
-    pipe = tiny_sd15(fresh=True)
-    with torch.no_grad():
-        pipe.unet.conv_in.weight.mul_(1.2)
-    with pytest.raises(ValueError, match="other weights"):
-        made.check(pipe)
-    pipe = tiny_sd15(fresh=True)
-    pipe.scheduler = tiny_scheduler(beta_schedule="linear")
-    with pytest.raises(ValueError, match="noise schedule differs"):
-        made.check(pipe)
-
-
-def test_references_that_do_not_fit_together_are_refused():
-    pipe = tiny_sd15()
-    one = ddim_invert(pipe, picture(), num_inference_steps=2)
-    with pytest.raises(ValueError, match="one num_inference_steps"):
-        Trajectory.join([one, ddim_invert(pipe, picture(), num_inference_steps=3)])
-    with pytest.raises(ValueError, match="one size"):
-        Trajectory.join([one, ddim_invert(pipe, picture(), num_inference_steps=2, height=16, width=16)])
-    with pytest.raises(ValueError, match="empty"):
-        Trajectory.join([])
-
-
-def test_blended_trajectory_is_the_inversion_of_the_blend():
-    pipe = tiny_sd15()
-    settings = {"num_inference_steps": 2, "guidance_scale": 2.0}
-    both = ddim_invert(pipe, [picture(0), picture(1)], ["a cat", "a boat"], **settings)
-    blended = blend_trajectories(pipe, [both], [0.25, 0.75], "slerp")
-    expected = weighted_slerp(list(both.clean), [0.25, 0.75])
-    torch.testing.assert_close(blended.clean[0], expected)
-    assert blended.prompts == ("a cat and a boat",)
-    again = ddim_invert(pipe, latents=expected, prompt="a cat and a boat", **settings)
-    torch.testing.assert_close(blended.latents, again.latents)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({}, "either image"),
-        ({"image": []}, "empty"),
-        ({"image": picture(), "num_inference_steps": 0}, "whole number from 1 to 1000"),
-        ({"image": picture(), "guidance_scale": float("nan")}, "finite"),
-        ({"image": picture(), "fixed_point_iterations": -1}, "0 or more"),
-        ({"image": picture(), "height": 31}, "multiples of 2"),
-        ({"image": picture(), "prompt": ["a", "b"]}, "one each; got 2 for 1"),
-        ({"latents": torch.zeros(2, 3, 16, 16)}, "references, channels, height, width"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        ddim_invert(tiny_sd15(), **arguments)
-
-
-def test_pipelines_without_a_unet_are_refused():
-    with pytest.raises(TypeError, match="U-Net"):
-        ddim_invert(object(), picture())
