@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from ..images import dynamic_normalization
 from ..paths import TINY_SCENES
 from ..scenes import OBJECTS, STYLES
 from ..scenes.vocabulary import SYNONYMS, article
@@ -37,12 +38,8 @@ def shrink(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def normalize(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dynamic normalization of uint8 (n, h, w, 3): pictures (n, 3, h, w) of zero mean and unit deviation per channel,
-    and the (mean, deviation) taken out, (n, 6), of values in [0, 1]."""
-    values = pixels.permute(0, 3, 1, 2).float() / 255
-    mean, std = values.mean(dim=(2, 3)), values.std(dim=(2, 3)).clamp(min=1e-3)
-    normalized = (values - mean[..., None, None]) / std[..., None, None]
-    return normalized, torch.cat([mean, std], dim=1)
+    """Dynamic normalization of uint8 (n, h, w, 3): pictures (n, 3, h, w), and the statistics taken out, (n, 6)."""
+    return dynamic_normalization(pixels.permute(0, 3, 1, 2).float() / 255)
 
 
 def parts(arrays: dict, index: torch.Tensor, generator: torch.Generator) -> list[str]:
