@@ -10,7 +10,7 @@ from torch import nn
 from context_diffusion.projector import ContextProjector
 from context_diffusion.training import data, loop
 from context_diffusion.training.clip import contrast, normalize
-from context_diffusion.training.loop import Recipe, publish_pretrained, train
+from context_diffusion.training.loop import Recipe, load_published, publish_pretrained, train
 from context_diffusion.training.tokenizer import new_tokenizer, token_ids
 from context_diffusion.training.unet import NO_CONTEXT, NULL_CONTEXT, TEXT_DROP, condition, new_scheduler, noised
 
@@ -198,3 +198,19 @@ def test_publishing_replaces_files_and_leaves_nothing_half_written(tmp_path):
     assert (loaded.position == 0.5).all()
     assert projector.position.dtype == torch.float32
     assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_a_warm_start_takes_over_the_published_weights(tmp_path):
+    first, second = ContextProjector(), ContextProjector()
+    publish_pretrained(first, "part", root=tmp_path)
+    load_published(second, "part", root=tmp_path)
+    for published, loaded in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(published.half().float(), loaded, rtol=0, atol=0)
+    with pytest.raises(FileNotFoundError, match="holds none"):
+        load_published(second, "nothing", root=tmp_path)
+
+
+def test_the_command_line_overrides_the_recipe(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["vae", "--steps", "7", "--learning-rate", "0.5", "--warm"])
+    recipe = Recipe.from_command_line(None, steps=100, batch_size=4, learning_rate=1e-3)
+    assert recipe == Recipe(steps=7, batch_size=4, learning_rate=0.5, warm=True)

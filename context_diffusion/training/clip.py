@@ -17,7 +17,7 @@ from ..paths import TINY_SCENES
 from ..scenes import OBJECTS, STYLES
 from ..scenes.vocabulary import SYNONYMS, article
 from .data import pictures
-from .loop import Recipe, publish_pretrained, train
+from .loop import Recipe, load_published, publish_pretrained, train
 from .tokenizer import new_tokenizer, token_ids
 
 SIDE = 64
@@ -90,6 +90,8 @@ def main() -> None:
             tokenizer.save_pretrained(TINY_SCENES / "tokenizer")
 
     model = new_clip(tokenizer)
+    if recipe.warm:
+        load_published(model, "clip")
     model.set_attn_implementation("eager")  # on a CPU the fused attention has a slow backward pass
     train("clip", model, loss, recipe, publish=publish)
 

@@ -23,7 +23,7 @@ from ..scenes import Scene, Style, render
 from ..scenes.dataset import GROUP
 from .data import CACHE, pictures
 from .features import features
-from .loop import Recipe, device, publish_pretrained, train
+from .loop import Recipe, device, load_published, publish_pretrained, train
 from .unet import condition, new_scheduler, noised
 
 GROUPS = 3000
@@ -72,6 +72,8 @@ def main() -> None:
     data, maps, scheduler = features(), controls(kind), new_scheduler()
     unet, projector = frozen_parts()
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
+    if recipe.warm:
+        load_published(controlnet, f"controlnet-{kind}")
     for network in (unet, controlnet):
         network.set_attn_processor(AttnProcessor())  # on a CPU the fused attention has a slow backward pass
         network.to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 
 from .clip import SIDE, shrink
 from .data import pictures
-from .loop import Recipe, device, publish_pretrained, train
+from .loop import Recipe, device, load_published, publish_pretrained, train
 
 
 def new_depth_estimator() -> DPTForDepthEstimation:
@@ -54,7 +54,10 @@ def main() -> None:
         target = F.interpolate(target[:, None], output.shape[-2:], mode="area")[:, 0].to(device())
         return F.l1_loss(output, target) + F.mse_loss(output, target)
 
-    train("depth", new_depth_estimator(), loss, recipe, publish=lambda m: publish_pretrained(m, "depth"))
+    model = new_depth_estimator()
+    if recipe.warm:
+        load_published(model, "depth")
+    train("depth", model, loss, recipe, publish=lambda m: publish_pretrained(m, "depth"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 
 from .clip import SIDE, shrink
 from .data import pictures
-from .loop import Recipe, device, publish_pretrained, train
+from .loop import Recipe, device, load_published, publish_pretrained, train
 
 PROTOTYPES = 512
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
@@ -106,6 +106,9 @@ def main() -> None:
         return torch.stack(terms).mean()
 
     pair = Pair()
+    if recipe.warm:  # head and prototypes are not published: they start anew
+        load_published(pair.student.backbone, "dino")
+        load_published(pair.teacher.backbone, "dino")
     for network in (pair.student, pair.teacher):
         network.backbone.set_attn_implementation("eager")
     train("dino", pair, loss, recipe, publish=lambda pair: publish_pretrained(pair.teacher.backbone, "dino"))

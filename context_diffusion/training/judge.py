@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from ..scenes import BACKGROUNDS, OBJECTS, STYLES, TinyScenes
 from .clip import shrink
 from .data import pictures
-from .loop import Recipe, device, publish_pretrained, train
+from .loop import Recipe, device, load_published, publish_pretrained, train
 
 HEADS = {"object": OBJECTS, "background": BACKGROUNDS, "style": STYLES}
 
@@ -61,7 +61,10 @@ def main() -> None:
         heads = split(model(batch.to(device())).logits.float())
         return sum(F.cross_entropy(heads[h], labels[h][index].to(device()), label_smoothing=0.05) for h in HEADS)
 
-    judge = train("judge", new_judge(), loss, recipe, publish=lambda m: publish_pretrained(m, "judge"))
+    model = new_judge()
+    if recipe.warm:
+        load_published(model, "judge")
+    judge = train("judge", model, loss, recipe, publish=lambda m: publish_pretrained(m, "judge"))
     unseen = pictures(250, TinyScenes.HELD_OUT)
     with torch.no_grad():
         batch = torch.from_numpy(shrink(unseen["pixels"])).permute(0, 3, 1, 2).float() / 127.5 - 1

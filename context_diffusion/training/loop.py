@@ -22,7 +22,11 @@ FIGURES = ROOT / "figures"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of; ``minutes`` ends the cosine early on a machine too slow for all steps."""
+    """What a training run is made of.
+
+    ``minutes`` ends the cosine early on a machine too slow for all steps. ``warm`` starts from the published weights
+    instead of from nothing, for a run that goes on where the optimizer's state is not at hand.
+    """
 
     steps: int
     batch_size: int
@@ -34,6 +38,7 @@ class Recipe:
     seed: int = 0
     minutes: float = math.inf
     threads: int = 0
+    warm: bool = False
 
     def rate(self, progress: float, step: int) -> float:
         """Factor on the learning rate: linear warm-up, then half a cosine down to 2 %."""
@@ -45,7 +50,8 @@ class Recipe:
         """The recipe with each field overridable: ``--steps 500 --minutes 20 --threads 1``."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         for field, value in asdict(cls(**defaults)).items():
-            parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value, help=f"{value}")
+            kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "default": value}
+            parser.add_argument(f"--{field.replace('_', '-')}", help=f"default: {value}", **kind)
         return cls(**vars(parser.parse_args()))
 
 
@@ -164,6 +170,16 @@ def write_curve(name: str, losses: list[float], recipe: Recipe, seconds: float, 
     axes = figure.add_subplot(xlabel="step", ylabel="loss", title=name, yscale="log")
     axes.plot([i * window for i in range(len(smooth))], smooth)
     figure.savefig(folder / f"{name}.png", dpi=80)
+
+
+def load_published(model: nn.Module, folder: str, *, root: Path = TINY_SCENES) -> None:
+    """Take over the published weights, whole; raises ``FileNotFoundError`` where there are none."""
+    from safetensors.torch import load_file
+
+    files = list((root / folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"--warm goes on from published weights, and {root / folder} holds none.")
+    model.load_state_dict({key: value.float() for key, value in load_file(files[0]).items()})
 
 
 def publish_pretrained(model, folder: str, *, root: Path = TINY_SCENES) -> None:

@@ -20,7 +20,7 @@ from ..paths import TINY_SCENES
 from ..projector import ContextProjector
 from .data import group_mates
 from .features import features
-from .loop import Recipe, publish_pretrained, train
+from .loop import Recipe, load_published, publish_pretrained, train
 
 TEXT_DROP = 0.15
 NO_CONTEXT = 0.4
@@ -110,6 +110,9 @@ def main() -> None:
     recipe = Recipe.from_command_line(__doc__, steps=20000, batch_size=32, learning_rate=1e-3, ema=0.9995)
     data, scheduler = features(), new_scheduler()
     model = Denoiser(new_unet(), ContextProjector())
+    if recipe.warm:
+        load_published(model.unet, "unet")
+        load_published(model.projector, "context_projector")
     model.unet.set_attn_processor(AttnProcessor())  # on a CPU the fused attention has a slow backward pass
     model.unet.to(memory_format=torch.channels_last)
 

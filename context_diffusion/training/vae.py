@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .data import pictures, to_tensor
-from .loop import Recipe, publish_pretrained, train
+from .loop import Recipe, load_published, publish_pretrained, train
 
 CROP = 64
 KL_WEIGHT = 1e-3
@@ -63,7 +63,10 @@ def main() -> None:
         output = model.decode(posterior.mean + posterior.std * noise).sample
         return picture_loss(output, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
-    train("vae", new_autoencoder(), loss, recipe, publish=lambda m: publish(m, pixels))
+    model = new_autoencoder()
+    if recipe.warm:
+        load_published(model, "vae")
+    train("vae", model, loss, recipe, publish=lambda m: publish(m, pixels))
 
 
 @torch.no_grad()
