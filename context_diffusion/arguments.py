@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from .checkpoints import Model
-from .encoders import check_weights
 from .images import load_image
+from .weights import normalized_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Request:
 
     query: Image.Image | None
     contexts: list[Image.Image]
-    weights: list[float]  # one for each context, of sum 1
+    weights: tuple[float, ...]  # one for each context, of sum 1
     prompt: str
     negative_prompt: str
     layout: str | None
@@ -61,7 +61,7 @@ def check_request(
     request = Request(
         query,
         contexts,
-        check_weights(weights, len(contexts)) if contexts or weights is not None else [],
+        normalized_weights(weights, len(contexts), "context image") if contexts or weights is not None else (),
         steps=check_count(
             "num_inference_steps",
             model.steps if num_inference_steps is None else num_inference_steps,

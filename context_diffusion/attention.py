@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .blending import BLENDS, blend_trajectories, normalized_weights
+from .blending import BLENDS, blend_trajectories
 from .reference_pass import ReferenceCache, ReferencePass, single_timestep
 from .shared_attention import Moments, adain, mix_moments, moments, shared_attention
 from .style_processor import (
@@ -32,6 +32,7 @@ from .style_processor import (
 )
 from .style_settings import StyleSettings
 from .trajectory import Trajectory
+from .weights import normalized_weights
 
 __all__ = [
     "Moments", "ReferenceCache", "StyleAligner", "StyleSettings", "adain", "is_style_aligned", "mix_moments",

@@ -14,31 +14,9 @@ from torch import Tensor
 
 from .inversion import ddim_invert
 from .trajectory import Trajectory
+from .weights import normalized_weights
 
 TOLERANCE = 1e-6  # two directions closer than this to opposite, or a mean closer to zero, have no shortest arc
-
-
-def normalized_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """Check blending weights and divide them by their sum; ``None`` means equal weights.
-
-    Raises ``ValueError`` if there are not ``count`` of them, or if one is negative or not finite, or all are zero.
-
-    >>> normalized_weights([1, 3], 2)
-    (0.25, 0.75)
-    """
-    if weights is None:
-        return (1 / count,) * count
-    weights = [float(weight) for weight in weights]
-    if len(weights) != count:
-        raise ValueError(f"Every reference needs one weight; got {len(weights)} weights for {count} references.")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-        raise ValueError(f"Weights are finite numbers of 0 or more, such as [0.3, 0.7]; got {weights}.")
-    largest = max(weights)
-    if largest == 0:
-        raise ValueError("At least one weight must be above 0; all are 0, so there is nothing to blend.")
-    scaled = [weight / largest for weight in weights]  # first, so that huge weights do not overflow the sum
-    total = sum(scaled)
-    return tuple(weight / total for weight in scaled)
 
 
 def linear(

@@ -5,7 +5,6 @@ Averaging the vectors of several context pictures gives one vector for their com
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .checkpoints import DEFAULT, find_model, find_part, load_part
 from .images import ImageLike, dynamic_normalization, resize, to_tensor
+from .weights import normalized_weights
 
 HUB_ENCODERS = {
     "clip": "openai/clip-vit-large-patch14",
@@ -104,22 +104,8 @@ def average_embeddings(
     """
     if not len(embeddings):
         raise ValueError("There is nothing to average: pass the embeddings of at least one picture.")
-    scaled = embeddings.new_tensor(check_weights(weights, len(embeddings)))
+    scaled = embeddings.new_tensor(normalized_weights(weights, len(embeddings), "image"))
     return torch.tensordot(scaled, embeddings, dims=1)
-
-
-def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Scale weights to sum 1 (equal ones for None); refuse a wrong number, negative, all zero, or not finite."""
-    if weights is None:
-        return [1 / count] * count
-    values = [float(weight) for weight in weights]
-    if len(values) != count:
-        raise ValueError(f"Give one weight for each context image: {count} image(s), {len(values)} weight(s).")
-    if not all(math.isfinite(value) for value in values) or min(values) < 0 or max(values) == 0:
-        raise ValueError(f"Weights are finite, not negative, and not all zero; got {values}.")
-    largest = max(values)
-    total = sum(value / largest for value in values)  # tiny or huge numbers neither vanish nor overflow
-    return [value / largest / total for value in values]
 
 
 def vision_inputs(

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from context_diffusion.blending import linear, normalized_weights, slerp, weighted_slerp
+from context_diffusion.blending import linear, slerp, weighted_slerp
+from context_diffusion.weights import normalized_weights
 
 
 def vectors(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:
@@ -109,7 +110,7 @@ def test_half_precision_in_is_half_precision_out():
 
 @pytest.mark.parametrize(
     ("weights", "sentence"),
-    [([1.0], "one weight"), ([0.5, -0.1], "0 or more"), ([0, 0], "above 0"), ([1, math.nan], "finite")],
+    [([1.0], "one weight"), ([0.5, -0.1], "not negative"), ([0, 0], "not all zero"), ([1, math.nan], "finite")],
 )
 def test_bad_weights_are_refused(weights, sentence):
     with pytest.raises(ValueError, match=sentence):

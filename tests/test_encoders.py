@@ -10,8 +10,9 @@ from tiny import tiny_tokenizer
 from transformers import CLIPModel, SiglipConfig, SiglipModel, ViTModel
 from worlds import LAYERS, scenes_folder
 
-from context_diffusion.encoders import average_embeddings, check_weights, load_encoder, vision_inputs
+from context_diffusion.encoders import average_embeddings, load_encoder, vision_inputs
 from context_diffusion.images import dynamic_normalization, load_image_as_tensor, resize, to_tensor
+from context_diffusion.weights import normalized_weights
 
 NOISE = [Image.effect_noise((64, 64), spread).convert("RGB") for spread in (30, 90)]
 RAMP = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
@@ -118,9 +119,9 @@ def test_the_average_is_numpys(weights):
 @given(positive, st.sampled_from([1e-300, 1e-3, 7.0, 1e300]))
 @settings(deadline=None)
 def test_only_the_ratios_of_weights_count(weights, factor):
-    scaled = check_weights([weight * factor for weight in weights], len(weights))
+    scaled = normalized_weights([weight * factor for weight in weights], len(weights))
     assert math.isclose(sum(scaled), 1)
-    np.testing.assert_allclose(scaled, check_weights(weights, len(weights)), rtol=1e-6)
+    np.testing.assert_allclose(scaled, normalized_weights(weights, len(weights)), rtol=1e-6)
 
 
 def test_equal_weights_are_the_mean_and_a_zero_weight_is_absence():

@@ -36,6 +36,7 @@ from jaxtyping import Float
 from scipy.optimize import nnls
 from torch import Tensor
 
+from ..weights import normalized_weights
 from .estimates import Estimate, estimate_mean
 from .inputs import BATCH_SIZE, Encoder, all_embeddings, embeddings, unit_rows
 from .similarity import reference_scores
@@ -53,7 +54,7 @@ def weighted_multi_style_scores(
 ) -> Float[np.ndarray, " n"]:
     """Published score of each picture: sum_k w_k cos(u_i, r_k), with the weights scaled to sum to 1."""
     cosines = reference_scores(images, references, encode, batch_size=batch_size)
-    return cosines @ normalized_weights(weights, cosines.shape[1])
+    return cosines @ np.array(normalized_weights(weights, cosines.shape[1]))
 
 
 def weighted_multi_style(
@@ -128,7 +129,7 @@ def blend_scores(
     With one positive weight there is no blend to ask for, and a copy of that style is a match: g is then its share.
     """
     shares, fidelity = style_shares(images, references, encode, center=center, batch_size=batch_size)
-    asked = normalized_weights(weights, shares.shape[1])
+    asked = np.array(normalized_weights(weights, shares.shape[1]))
     variation = np.abs(shares - asked).sum(axis=1) / 2
     to_corner = 1 - asked.max() if (asked > 0).sum() > 1 else 1.0
     return fidelity * np.clip(1 - variation / to_corner, 0, 1)
@@ -147,13 +148,3 @@ def blend_score(
     """Estimate the mean of :func:`blend_scores`, the multi-style score that a collapse to one style cannot win."""
     scores = blend_scores(images, references, weights, encode, center=center, batch_size=batch_size)
     return estimate_mean(scores, sets)
-
-
-def normalized_weights(weights: Iterable[float], count: int) -> Float[np.ndarray, " references"]:
-    """Check the style weights (as many as references, finite, none negative, not all 0) and scale them to sum to 1."""
-    array = np.asarray(list(weights), dtype=np.float64)
-    if array.shape != (count,):
-        raise ValueError(f"Each reference needs one weight; there are {count} references and {array.size} weights.")
-    if not np.isfinite(array).all() or (array < 0).any() or array.sum() == 0:
-        raise ValueError(f"Style weights are finite, at least 0 and not all 0; these are {array.tolist()}.")
-    return array / array.sum()
