@@ -6,7 +6,6 @@ what :func:`load_image_as_tensor` returned (:mod:`context_diffusion.reading` has
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from .paths import written_whole
 from .reading import MAX_PIXELS, read_image
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -198,14 +198,6 @@ def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"The suffix of {path.name!r} names no image format; use .png, .jpg or .webp.")
     picture = load_image(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
+    with written_whole(path) as temporary:
         picture.save(temporary, **options)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .images import ImageLike, load_image
 from .metrics.estimates import Estimate
+from .paths import written_whole
 
 STYLE = {
     "figure.dpi": 100,
@@ -182,13 +183,8 @@ def heatmap(
 def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> Path:
     """Write a figure under a temporary name and rename it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
+    with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

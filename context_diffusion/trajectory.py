@@ -6,7 +6,6 @@ Level k holds what the model is given at step k of sampling, from noise (level 0
 import json
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .paths import written_whole
 
 FORMAT = "context_diffusion.trajectory/1"
 FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved beside the tensors
@@ -140,17 +141,9 @@ class Trajectory:
         tensors = {"latents": self.latents, "timesteps": self.timesteps, "alphas": self.alphas}
         tensors |= {f"embeddings.{name}": rows for name, rows in self.embeddings.items()}
         facts = {name: getattr(self, name) for name in FACTS}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        try:
-            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with written_whole(path) as temporary:
             save_file(contiguous, temporary, metadata={"format": FORMAT, "made": json.dumps(facts)})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
         return path
 
     @staticmethod

@@ -24,6 +24,7 @@ from context_diffusion.images import (
     to_pil,
     to_tensor,
 )
+from context_diffusion.paths import written_whole
 
 small = settings(max_examples=25, deadline=None)
 
@@ -316,3 +317,15 @@ def test_save_is_all_or_nothing(tmp_path, monkeypatch):
 def test_save_wants_a_known_suffix(tmp_path):
     with pytest.raises(ValueError, match="names no image format"):
         save_image(gradient(), tmp_path / "picture.jpgg")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "note.txt"
+    with written_whole(target) as temporary:
+        temporary.write_text("first")
+        assert temporary.suffix == ".txt" and not target.exists()
+    with pytest.raises(KeyboardInterrupt), written_whole(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "first"
+    assert list(target.parent.iterdir()) == [target]

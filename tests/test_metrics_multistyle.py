@@ -92,7 +92,7 @@ def test_one_style_asked_for_rewards_that_style():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: weighted_multi_style(EYE, EYE, [1.0]), "4 reference\(s\), 1 weight\(s\)"),
+        (lambda: weighted_multi_style(EYE, EYE, [1.0]), r"4 reference\(s\), 1 weight\(s\)"),
         (lambda: blend_score(EYE, EYE[:2], [0.5, -0.5]), "not negative, and not all zero"),
         (lambda: style_shares(EYE, EYE[[0, 0]]), "references that differ"),
         (lambda: style_shares(EYE, EYE[:2], center=EYE[0, :3]), "one embedding of 4 numbers"),

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from ..metrics import Estimate
+from ..paths import written_whole
 from .sheets import save_sheet
 
 
@@ -73,7 +73,6 @@ class Report:
         paths = [save_sheet(image, folder / f"{name}-{key}.webp") for key, image in self.sheets.items()]
         record = {**about, "pictures": [path.name for path in paths], "notes": self.notes, "numbers": self.numbers()}
         target = folder / f"{name}.json"
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, target)
+        with written_whole(target) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         return [target, *paths]

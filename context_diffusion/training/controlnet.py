@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from tqdm.auto import tqdm
 
 from ..control import canny_map
-from ..paths import TINY_SCENES
+from ..paths import TINY_SCENES, written_whole
 from ..projector import ContextProjector
 from ..scenes import Scene, Style, render
 from ..scenes.dataset import GROUP
@@ -40,9 +40,8 @@ def query_edges(groups: int = GROUPS) -> np.ndarray:
             style = Style.draw(500_000_000 + i, **({"name": str(name)} if name else {}))
             drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
             rows.append(np.packbits(canny_map(drawn.image).numpy() > 0.5, axis=1))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file.with_suffix(".tmp.npy"), np.stack(rows))
-        file.with_suffix(".tmp.npy").rename(file)
+        with written_whole(file) as temporary:
+            np.save(temporary, np.stack(rows))
     return np.load(file)
 
 

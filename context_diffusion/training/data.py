@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..paths import ROOT
+from ..paths import ROOT, written_whole
 from ..scenes import TinyScenes, labels
 from ..scenes.dataset import GROUP
 
@@ -38,10 +38,8 @@ def _draw(file: Path, dataset: TinyScenes) -> None:
         }
         for key, value in row.items():
             columns.setdefault(key, []).append(value)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp.npz")
-    np.savez(temporary, **{key: np.array(values) for key, values in columns.items()})
-    temporary.rename(file)
+    with written_whole(file) as temporary:
+        np.savez(temporary, **{key: np.array(values) for key, values in columns.items()})
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from ..paths import TINY_SCENES
+from ..paths import TINY_SCENES, written_whole
 from ..projector import ContextProjector
 from .clip import normalize, shrink
 from .data import CACHE, GROUPS, pictures, to_tensor
@@ -28,8 +28,9 @@ def features(groups: int = GROUPS, first_group: int = 0) -> dict[str, torch.Tens
     for name, make in parts.items():
         file = CACHE / f"{name}-{first_group}-{groups}.pt"
         if not file.exists():
-            torch.save(make(pictures(groups, first_group)), file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").rename(file)
+            made = make(pictures(groups, first_group))
+            with written_whole(file) as temporary:
+                torch.save(made, temporary)
         data |= torch.load(file)
     return {key: value.float() if value.is_floating_point() else value for key, value in data.items()}
 

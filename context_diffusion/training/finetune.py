@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import DEFAULT, load_pipeline
 from ..images import resize, to_tensor
+from ..paths import written_whole
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention layer
@@ -115,12 +116,9 @@ def save_lora(pipe, out: str | Path) -> None:
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-    name = "pytorch_lora_weights.safetensors"
-    pipe.save_lora_weights(out, unet_lora_layers=layers, weight_name=name + ".tmp.safetensors")
-    (out / (name + ".tmp.safetensors")).replace(out / name)
+    with written_whole(Path(out) / "pytorch_lora_weights.safetensors") as temporary:
+        pipe.save_lora_weights(temporary.parent, unet_lora_layers=layers, weight_name=temporary.name)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..paths import ROOT, TINY_SCENES
+from ..paths import ROOT, TINY_SCENES, written_whole
 
 STATE_FOLDER = ROOT / "build" / "training"
 FIGURES = ROOT / "figures"
@@ -139,10 +139,8 @@ def _save(file: Path, model, average, optimizer, step: int, seconds: float, loss
         "seconds": seconds,
         "losses": losses,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, file)
+    with written_whole(file) as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(file: Path, model, average, optimizer) -> tuple[int, float, list[float]]:
