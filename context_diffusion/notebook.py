@@ -99,7 +99,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def draw(pipe, prompts, *, seed: int = 0, num_inference_steps: int = 15, guidance_scale: float = 3.0, **options) -> list:
+def draw(
+    pipe, prompts, *, seed: int = 0, num_inference_steps: int = 15, guidance_scale: float = 3.0, **options
+) -> list:
     """Draw one picture for each prompt, the i-th from the noise of ``seed + i``, without a progress bar.
 
     ``options`` go to the pipeline; a picture does not depend on the others of its batch, unless they share attention.

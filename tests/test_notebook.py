@@ -141,3 +141,15 @@ def test_check_tells_right_from_wrong_and_from_not_written(answer, expected, ver
     if verdict != "Right.":
         with pytest.raises(AssertionError, match=r"^Not"):
             notebook.check(answer, expected, "look again", strict=True)
+
+
+def test_a_drawn_picture_depends_on_its_own_seed_alone():
+    from tiny import tiny_sd15
+
+    def pixels(prompts, seed):
+        images = notebook.draw(tiny_sd15(), prompts, seed=seed, num_inference_steps=2)
+        return [np.asarray(image, dtype=int) for image in images]
+
+    together, alone = pixels(["a boat", "a cat"], 5), pixels(["a cat"], 6)
+    assert np.abs(together[1] - alone[0]).max() <= 1
+    assert np.abs(together[0] - pixels(["a boat"], 6)[0]).max() > 1
