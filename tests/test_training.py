@@ -118,7 +118,7 @@ def test_noised_latents_and_weights_follow_the_closed_form():
     features, scheduler = small_features(), new_scheduler()
     index = torch.arange(64)
     noisy, timestep, noise, weight = noised(features, index, scheduler, torch.Generator().manual_seed(1), "cpu")
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
     alpha = (1 - betas).cumprod(0)[timestep]
     a, s = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
     torch.testing.assert_close(noisy.double(), a * features["latents"] + s * noise, rtol=0, atol=1e-5)
