@@ -14,6 +14,7 @@ from tiny import tiny_scheduler, tiny_sd15, tiny_tokenizer
 from context_diffusion.from_scratch import StableDiffusion
 from context_diffusion.paths import TINY_SCENES
 
+_SAVED = tempfile.TemporaryDirectory(prefix="from_scratch_")  # gone when the tests are
 LAYOUTS = ["sd1", "sd2", *(["tiny-scenes"] if (TINY_SCENES / "unet" / "config.json").is_file() else [])]
 
 
@@ -49,7 +50,7 @@ def folder(layout: str) -> Path:
     """Where the saved pipeline of a layout lies; filled with random weights, none of them zero."""
     if layout == "tiny-scenes":
         return TINY_SCENES
-    path = Path(tempfile.mkdtemp(prefix="from_scratch_")) / layout
+    path = Path(_SAVED.name) / layout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipe = tiny_sd15(fresh=True) if layout == "sd1" else _sd2()
