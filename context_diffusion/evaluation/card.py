@@ -55,7 +55,8 @@ run in the JSON beside them.
 The two towers of `clip` were copied to `text_encoder` and `image_encoder` when the U-Net's training began and have been
 frozen since; `clip` itself was then trained on, for scoring. The U-Net predicts noise on Stable Diffusion's schedule
 with its end moved from 0.012 to 0.02: at 0.012 a quarter to a third of the variance of a picture's mean colour is left
-at the first step of sampling, and palettes come out muted. {history}
+at the first step of sampling, and palettes come out muted.
+{history}
 
 ## Scores
 
@@ -75,10 +76,9 @@ seeds, nothing picked; 95 % intervals.
 - The statistic token is evaluated by zeroing it in a model that was trained with it.
 """
 
-HISTORY = (
-    "The first 3,500 steps were taken on the schedule that ends at 0.012, the others on this one; "
-    "the ControlNets were trained beside the U-Net, on its state at the time."
-)
+HISTORY = """These weights took three stretches: 3,500 steps on the schedule that ends at 0.012 with min-SNR-5 weights,
+1,000 on the one that ends at 0.02, the others with the weights that the script has now (the curve shows the breaks).
+The ControlNets were trained beside the U-Net, on its state at the time."""
 
 
 def training_table() -> str:
