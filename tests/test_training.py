@@ -123,7 +123,8 @@ def test_noised_latents_and_weights_follow_the_closed_form():
     a, s = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
     torch.testing.assert_close(noisy.double(), a * features["latents"] + s * noise, rtol=0, atol=1e-5)
     snr = alpha / (1 - alpha)
-    torch.testing.assert_close(weight.double(), torch.minimum(snr, torch.tensor(5.0)) / snr, rtol=1e-4, atol=0)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / snr * torch.minimum(1 / alpha, torch.tensor(30.0))
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=0)
 
 
 def test_projector_averages_over_images_and_ignores_their_order():
