@@ -4,6 +4,7 @@ Each class offers ``inputs(pipe, request)``, the keyword arguments that carry th
 ordinary diffusers pipeline.
 """
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +24,12 @@ class TokenContexts:
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
-    the contexts and appends one token made of the removed means and deviations.
+    the contexts and appends one token made of the removed means and deviations. ``colour_start`` lets the contexts'
+    mean colour into the noise that sampling starts from (:meth:`start`).
     """
 
-    def __init__(self, vision: torch.nn.Module, projector: ContextProjector):
-        self.vision, self.projector = vision, projector
+    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, colour_start: bool = True):
+        self.vision, self.projector, self.colour_start = vision, projector, colour_start
 
     @classmethod
     def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
@@ -60,7 +62,31 @@ class TokenContexts:
             tokens = self.tokens(request.contexts, request.weights).to(positive)
             positive = torch.cat([positive, tokens], dim=1)
             negative = torch.cat([negative, torch.zeros_like(tokens)], dim=1)
-        return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        embeddings = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        from_noise = "strength" not in inspect.signature(pipe.__call__).parameters  # else it starts from the query
+        if request.contexts and self.colour_start and from_noise and hasattr(pipe.scheduler, "alphas_cumprod"):
+            embeddings["latents"] = self.start(pipe, request)
+        return embeddings
+
+    @torch.inference_mode()
+    def start(self, pipe, request: Request) -> Float[Tensor, "images channels h w"]:
+        """Draw the noise of each seed, its mean per channel replaced by what is left there of the contexts' colour.
+
+        The forward process (Ho et al. 2020, eq. 4) of a latent z at the first step is ``sqrt(a) z + sqrt(1 - a) e``.
+        The mean of e over a few hundred pixels outweighs that of ``sqrt(a) z``, so a seed would decide the palette.
+        Here e is centred, and z is the contexts' mean latent, constant over the picture.
+        """
+        pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts]) * 2 - 1
+        encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float().cpu()
+        colours = average_embeddings(encoded.mean(dim=(2, 3)) * pipe.vae.config.scaling_factor, request.weights)
+        width, height = (side // pipe.vae_scale_factor for side in request.size)
+        shape = (pipe.unet.config.in_channels, height, width)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in request.generators])
+        pipe.scheduler.set_timesteps(request.steps)
+        alpha = pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[0])].cpu()
+        centred = noise - noise.mean(dim=(2, 3), keepdim=True)
+        latents = alpha.sqrt() * colours[None, :, None, None] + (1 - alpha).sqrt() * centred
+        return latents.to(pipe._execution_device, pipe.unet.dtype)
 
 
 class AdapterContexts:

@@ -13,7 +13,7 @@ from worlds import hub_folder, scenes_folder
 from context_diffusion import ContextDiffusion, load_image_as_tensor
 from context_diffusion.arguments import check_size, image_seeds, warn_if_cut
 from context_diffusion.control import canny_map, control_image
-from context_diffusion.images import dynamic_normalization, to_tensor
+from context_diffusion.images import dynamic_normalization, resize, to_tensor
 from context_diffusion.projector import ContextProjector
 
 QUERY = Image.new("RGB", (32, 32), "navy")
@@ -60,6 +60,17 @@ def by_hand(contexts, weights, prompt, query=None, guidance=3.0) -> Image.Image:
             positive = torch.cat([positive, tokens], 1)
             negative = torch.cat([negative, torch.zeros_like(tokens)], 1)
     options = {"prompt_embeds": positive, "negative_prompt_embeds": negative, "guidance_scale": guidance}
+    seed = torch.Generator().manual_seed(5)
+    if contexts:  # the noise keeps its shape and takes the contexts' mean colour at the first noise level
+        with torch.no_grad():
+            pixels = torch.stack([to_tensor(resize(image, 32)) for image in contexts]) * 2 - 1
+            latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+        colour = (latents.mean((2, 3)) * torch.tensor(weights)[:, None]).sum(0)
+        noise = torch.randn(1, *latents.shape[1:], generator=seed)
+        pipe.scheduler.set_timesteps(2)
+        alpha = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[0]]
+        centred = noise - noise.mean((2, 3), keepdim=True)
+        options["latents"] = alpha**0.5 * colour[None, :, None, None] + (1 - alpha) ** 0.5 * centred
     if query is not None:
         from diffusers import ControlNetModel
 
@@ -68,7 +79,6 @@ def by_hand(contexts, weights, prompt, query=None, guidance=3.0) -> Image.Image:
             **pipe.components, controlnet=controlnet, requires_safety_checker=False
         )
         options["image"] = control_image(canny_map(query))
-    seed = torch.Generator().manual_seed(5)
     return pipe(num_inference_steps=2, generator=seed, height=32, width=32, **options).images[0]
 
 
@@ -251,7 +261,7 @@ BAD = {
     "missing file": ({"query_image": "no.png"}, FileNotFoundError, r"no\.png"),
     "bad context": ({"context_images": [BLUE, np.zeros((2, 2, 9))]}, ValueError, "1, 3 or 4 channels"),
     "weights": ({"context_images": [BLUE], "weights": [1, 2]}, ValueError, "one weight for each"),
-    "orphan weights": ({"prompt": "a", "weights": [1]}, ValueError, r"0 image\(s\), 1 weight"),
+    "orphan weights": ({"prompt": "a", "weights": [1]}, ValueError, r"0 context image\(s\), 1 weight"),
     "negative": ({"context_images": [BLUE, BLUE], "weights": [1, -1]}, ValueError, "not negative"),
     "strength": ({"query_image": QUERY, "strength": 1.5}, ValueError, "strength must be finite and between 0 and 1"),
     "nan": ({"prompt": "a", "guidance_scale": float("nan")}, ValueError, "guidance_scale must be finite"),

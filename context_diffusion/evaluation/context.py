@@ -1,4 +1,4 @@
-"""Do contexts carry their palette and style, and what is the statistic token worth.
+"""Do contexts carry their palette and style, and what are the statistic token and the colour of the start worth.
 
 The measure is the earth mover's distance of palettes in Lab from the picture to its own contexts, over that to the
 contexts of other draws of the *same named style*: 1 where contexts tell no more than the style's name, and for a real
@@ -47,7 +47,7 @@ class Condition:
     name: str
     contexts: int
     prompt: str = "content"  # or "content and style", or "nothing"
-    statistic: bool = True
+    without: tuple[str, ...] = ()  # "statistic token", "colour start"
 
 
 CONDITIONS = (
@@ -55,9 +55,10 @@ CONDITIONS = (
     Condition("1 context", 1),
     Condition("2 contexts", 2),
     Condition("3 contexts", 3),
-    Condition("3 contexts, no statistic token", 3, statistic=False),
     Condition("3 contexts, no prompt", 3, "nothing"),
-    Condition("3 contexts, no prompt, no statistic token", 3, "nothing", statistic=False),
+    Condition("3 contexts, no statistic token", 3, without=("statistic token",)),
+    Condition("3 contexts, no colour start", 3, without=("colour start",)),
+    Condition("3 contexts, neither of the two", 3, without=("statistic token", "colour start")),
 )
 
 
@@ -69,9 +70,6 @@ def run(bench: Bench) -> Report:
     scenes = [unseen(CONTEXT + count + i, styles[i], object=OBJECTS[i % 12]).scene for i in range(count)]
     rivals = [[unseen_group(OTHERS + RIVALS * i + k, styles[i], SHOWN) for k in range(RIVALS)] for i in range(count)]
     contexts, model = [[one.image for one in group[:SHOWN]] for group in groups], bench.model
-    blind = ContextDiffusion(
-        model.pipeline, model.model, WithoutStatistic(model.contexts.vision, model.contexts.projector)
-    )
     report = Report(notes=[
         f"{count} groups of contexts, {RIVALS} other draws of the same style for each; a group is one unit",
         "ratio of the mean distances; the statistic token is removed by zeroing it in a model trained with it: that "
@@ -80,7 +78,7 @@ def run(bench: Bench) -> Report:
     rows = {"a context": [images[0] for images in contexts]}
     for condition in CONDITIONS:
         orders = condition_orders(condition, contexts, [content(scene) for scene in scenes], styles)
-        pictures = bench.draw(orders, condition.name, model if condition.statistic else blind)
+        pictures = bench.draw(orders, condition.name, reduced(model, condition.without))
         shown = condition.contexts or SHOWN
         report.add(
             f"palette ratio, {condition.name}",
@@ -98,6 +96,13 @@ def run(bench: Bench) -> Report:
     rows["a real scene of\nthe same draw"] = real
     report.sheets["pictures"] = labelled_sheet({key: row[:10] for key, row in rows.items()}, styles[:10])
     return report
+
+
+def reduced(model: ContextDiffusion, without: Sequence[str]) -> ContextDiffusion:
+    """The same model with parts of what contexts do taken away."""
+    kind = WithoutStatistic if "statistic token" in without else TokenContexts
+    parts = model.contexts.vision, model.contexts.projector
+    return ContextDiffusion(model.pipeline, model.model, kind(*parts, colour_start="colour start" not in without))
 
 
 def condition_orders(
