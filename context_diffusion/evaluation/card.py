@@ -33,7 +33,7 @@ and comparing methods; it knows nothing but its world.
 import context_diffusion as cd
 
 model = cd.ContextDiffusion.from_pretrained("tiny-scenes")
-pipe = cd.load_pipeline("tiny-scenes")      # a plain StableDiffusionPipeline
+pipe = cd.load_pipeline("tiny-scenes")  # a plain StableDiffusionPipeline
 ```
 
 Written by `python -m context_diffusion.evaluation.card`; all numbers come from the files named below.
