@@ -5,9 +5,9 @@
 #   make lint       ruff, codespell, and that the notebooks are stripped
 #   make lab        JupyterLab on the lessons
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
-#   make figures    every figure and number of README and lessons                            -> figures/
+#   make figures    the pictures of the README and the opening picture of each lesson        -> figures/
 #   make train      the offline models, all components in order (resumable)                  -> data/checkpoints/
-#   make evaluate   the scores of the offline models, with intervals and sheets            -> figures/offline/
+#   make evaluate   the scores of the offline models, and their model card, with intervals and sheets            -> figures/offline/
 #
 # Variables: PYTHON (3.11 or newer), VENV (where the environment goes), PIP_ARGS (for pip install, e.g. another index),
 # WORKERS (processes of the tests), OMP_NUM_THREADS (threads; respected by everything).
@@ -51,6 +51,7 @@ notebooks: $(DEV)
 
 figures: $(DEV)
 	$(RUN) -m context_diffusion.evaluation.figures
+	$(RUN) -m benchmarks.lesson_figures
 
 train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.vae
@@ -65,6 +66,7 @@ train: $(RUNTIME)
 
 evaluate: $(DEV)
 	$(RUN) -m context_diffusion.evaluation.offline
+	$(RUN) -m context_diffusion.evaluation.card
 
 clean:
 	rm -rf build out .pytest_cache .ruff_cache .hypothesis
