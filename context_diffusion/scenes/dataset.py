@@ -1,7 +1,5 @@
 """Groups of scenes that share a style draw, and the same as a torch dataset."""
 
-from functools import cached_property
-
 import numpy as np
 
 from .scene import Rendering, Scene, Style, render
@@ -63,11 +61,6 @@ class TinyScenes:
             **labels(drawn),
             "group": self.first_group + index // GROUP,
         }
-
-    @cached_property
-    def captions(self) -> list[str]:
-        """All captions, in order."""
-        return [self.rendering(i).caption for i in range(len(self))]
 
 
 def labels(drawn: Rendering) -> dict[str, int]:
