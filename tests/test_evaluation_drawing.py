@@ -12,7 +12,6 @@ from context_diffusion import ContextDiffusion
 from context_diffusion.evaluation.bench import Bench
 from context_diffusion.evaluation.context import CONDITIONS, WithoutStatistic, condition_orders
 from context_diffusion.evaluation.drawing import Order, draw
-from context_diffusion.evaluation.settings import setting_orders
 from context_diffusion.evaluation.text import text_orders
 from context_diffusion.scenes import OBJECTS, STYLES
 
@@ -93,14 +92,6 @@ def test_conditions_differ_in_contexts_and_prompt_alone():
     assert [order.prompt for order in made["1 context"]] == ["a cat", "a boat"]
     assert [order.prompt for order in made["no context, style named"]] == ["a cat, neon style", "a boat, flat style"]
     assert {order.prompt for order in made["3 contexts, no prompt"]} == {""}
-
-
-def test_settings_share_query_and_seed():
-    orders = setting_orders("a cat, neon style", REDS, QUERY, 7)
-    assert {name: (bool(o.prompt), bool(o.contexts)) for name, o in orders.items()} == {
-        "C+P": (True, True), "C": (False, True), "P": (True, False),
-    }  # fmt: skip
-    assert all(o.query is QUERY and o.seed == 7 and o.layout == "canny" for o in orders.values())
 
 
 def test_a_missing_part_is_named_with_the_command_that_makes_it():

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from ..checkpoints import DEFAULT, MODELS
+from ..checkpoints import DEFAULT, MODELS, find_model, load_pipeline
 from ..context import ContextDiffusion
 from ..control import DepthEstimator
 from ..encoders import TransformersEncoder, load_encoder
@@ -49,6 +50,26 @@ class Bench:
         return ContextDiffusion.from_pretrained(self.name)
 
     @cached_property
+    def pipe(self):
+        """The plain diffusers pipeline, without a progress bar of its own."""
+        pipe = load_pipeline(self.name)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that the table gives the model."""
+        return find_model(self.name).guidance_scale
+
+    def sample(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], guidance: float | None = None
+    ) -> list[Image.Image]:
+        """Draw one picture for each prompt by the plain pipeline, each from the noise of its own generator."""
+        scale = self.guidance if guidance is None else guidance
+        steps = {"num_inference_steps": self.steps, "guidance_scale": scale}
+        return self.pipe(list(prompts), generator=list(generators), **steps).images
+
+    @cached_property
     def encoder(self) -> TransformersEncoder:
         """CLIP's two towers."""
         self.part("clip")
@@ -64,6 +85,8 @@ class Bench:
         """The depth estimator."""
         return DepthEstimator.from_pretrained(self.part("depth"))
 
-    def draw(self, orders: Sequence[Order], label: str, model: ContextDiffusion | None = None) -> list[Image.Image]:
-        """Draw with the model under test, or with another one built from its parts."""
+    def draw(
+        self, orders: Sequence[Order], label: str | None, model: ContextDiffusion | None = None
+    ) -> list[Image.Image]:
+        """Draw with the model under test, or with another one built from its parts; no label, no progress bar."""
         return draw(model or self.model, orders, steps=self.steps, batch_size=self.batch_size, label=label)

@@ -32,7 +32,12 @@ class Order:
 
 
 def draw(
-    model: ContextDiffusion, orders: Sequence[Order], *, steps: int = STEPS, batch_size: int = 16, label: str = ""
+    model: ContextDiffusion,
+    orders: Sequence[Order],
+    *,
+    steps: int = STEPS,
+    batch_size: int = 16,
+    label: str | None = "",
 ) -> list[Image.Image]:
     """Draw every order with its own seed; the result does not depend on ``batch_size`` (beyond rounding)."""
     kinds: dict[tuple, list[int]] = {}
@@ -41,7 +46,7 @@ def draw(
             raise ValueError(f"A query acts by layout='canny' or 'depth' here, not {order.layout!r}.")
         kinds.setdefault(order.kind, []).append(index)
     drawn: dict[int, Image.Image] = {}
-    with tqdm(total=len(orders), desc=label or "drawing", mininterval=2) as bar:
+    with tqdm(total=len(orders), desc=label or "drawing", mininterval=2, disable=label is None) as bar:
         for indices in kinds.values():
             for chunk in batched(indices, batch_size):
                 drawn |= zip(chunk, _draw_batch(model, [orders[i] for i in chunk], steps), strict=True)

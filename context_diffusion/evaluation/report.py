@@ -4,12 +4,19 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..metrics import Estimate
 from ..paths import written_whole
 from .sheets import save_sheet
+
+if TYPE_CHECKING:
+    from .papers.claims import Claim
+    from .papers.tables import Table
+
+TABLE_FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,13 @@ class Line:
 
 @dataclass
 class Report:
-    """Gathers the lines, notes and sheets of one protocol."""
+    """Gathers the lines, notes and sheets of one protocol, and for a paper's protocol its tables and claims."""
 
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
+    tables: dict[str, "Table"] = field(default_factory=dict)
+    claims: list["Claim"] = field(default_factory=list)
 
     def add(
         self, name: str, estimate: Estimate, *, at_least: float | None = None, at_most: float | None = None
@@ -53,26 +62,42 @@ class Report:
         """Lay the numbers out as text: name, value, standard error, 95 % interval, n, aim."""
         width = max((len(line.name) for line in self.lines), default=0)
         rows = [f"  {line.name:<{width}}  {line}" for line in self.lines]
-        return "\n".join([*rows, *(f"  note: {note}" for note in self.notes)])
+        claimed = [f"  {claim}" for claim in self.claims]
+        return "\n".join([*rows, *claimed, *(f"  note: {note}" for note in self.notes)])
 
     def numbers(self) -> list[dict]:
         """List every number for JSON; what is not finite becomes null."""
         listed = []
         for line in self.lines:
-            values = {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in asdict(line.estimate).items()
-            }
+            values = finite(line.estimate)
             aim = {} if line.aim is None else {"at_most" if line.at_most else "at_least": line.aim, "met": line.met}
             listed.append({"name": line.name, **values, **aim})
         return listed
 
     def write(self, folder: Path, name: str, about: dict) -> list[Path]:
-        """Write ``<name>.json`` and the sheets ``<name>-<sheet>.webp``, each whole or not at all."""
+        """Write ``<name>.json``, sheets ``<name>-<sheet>.webp``, tables ``<name>-<table>.md``, ``.csv`` and ``.tex``.
+
+        Each is there whole or not at all.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         paths = [save_sheet(image, folder / f"{name}-{key}.webp") for key, image in self.sheets.items()]
         record = {**about, "pictures": [path.name for path in paths], "notes": self.notes, "numbers": self.numbers()}
-        target = folder / f"{name}.json"
-        with written_whole(target) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        return [target, *paths]
+        if self.claims:
+            record["claims"] = [
+                {"claim": c.text, "verdict": c.verdict, "side": c.side, **finite(c.difference)} for c in self.claims
+            ]
+        texts = {folder / f"{name}.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
+        for key, table in self.tables.items():
+            texts |= {folder / f"{name}-{key}.{end}": getattr(table, how)() for end, how in TABLE_FORMATS.items()}
+        for path, text in texts.items():
+            with written_whole(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return [*texts, *paths]
+
+
+def finite(estimate: Estimate) -> dict:
+    """List the fields of an estimate for JSON; what is not finite becomes null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(estimate).items()
+    }

@@ -1,0 +1,176 @@
+"""StyleAligned's protocol (Hertz et al. 2024, section 5): sets of objects in one style, aligned or not.
+
+Each set is drawn from the same noise under every setting. Scores: the mean pairwise cosine of DINO's class tokens
+within a set, the cosine of CLIP between a picture and its object's name; and where the world's truth is known, the
+palette distance within a set, whether a classifier sees the prompt's object, and how often it sees the object of the
+set's first picture, the reference, instead.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...attention import style_aligned
+from ...metrics import Estimate, estimate_difference, estimate_mean
+from ...scenes import STYLES, Scene, render
+from ..bench import Bench
+from ..report import Report
+from ..unseen import SETS, seed_of, style_draw
+from .claims import Claim
+from .prompts import PromptSet
+from .scorers import Scorers, fingerprint, object_class
+from .tables import Table, published
+from .units import Results, Scores, Unit
+
+PLAIN, ALIGNED = "plain", "aligned"
+SETTINGS: Mapping[str, dict[str, Any] | None] = {
+    PLAIN: None,
+    ALIGNED: {},
+    "without AdaIN": {"adain_queries": False, "adain_keys": False},
+    "full sharing": {"full_attention": True},
+    "half of the layers": {"layers": 0.5},
+    "a tenth of the layers": {"layers": 0.1},
+    "up blocks only": {"layers": "up_blocks"},
+}
+REAL, REAL_OTHERS = "real scenes, one style draw", "real scenes, other draws"  # what the scores say of the truth
+SCORES = ("DINO", "CLIP, object", "CLIP, prompt", "palette distance", "object", "style", "leakage")
+LOWER_IS_BETTER = ("palette distance", "leakage")
+SHOWN = 8  # sets of the figure
+
+
+class StyleSets:
+    """Sets of a list of prompts x settings x seeds."""
+
+    name = "style-sets"
+
+    def __init__(self, bench: Bench, prompts: Sequence[PromptSet], *, seeds: int = 3, listed: str = "") -> None:
+        self.bench, self.prompts, self.seeds, self.listed = bench, tuple(prompts), seeds, listed
+        self.scorers = Scorers(bench)
+        words = [object_class(text) for one in prompts for text in one.objects]
+        self.has_truth = bench.has("judge") and min(words) >= 0 and all(one.style in STYLES for one in prompts)
+
+    def about(self) -> dict:
+        """The model, the prompts, the settings."""
+        return {
+            "model": {part: fingerprint(self.bench, part) for part in ("unet", "vae", "text_encoder")},
+            "prompts": [one.prompts for one in self.prompts],
+            "steps": self.bench.steps,
+            "guidance": self.bench.guidance,
+            "settings": {name: changes for name, changes in SETTINGS.items() if changes is not None},
+            "scorers": self.scorers.about("clip", "dino", "judge"),
+        }
+
+    def settings(self) -> tuple[str, ...]:
+        """The rows of the table."""
+        return (*SETTINGS, REAL, REAL_OTHERS) if self.has_truth else tuple(SETTINGS)
+
+    def units(self) -> list[Unit]:
+        """Every set under every setting; sets first, so that an early end has whole rows of few sets."""
+        indices = range(len(self.prompts))
+        return [Unit(s, i, seed) for seed in range(self.seeds) for i in indices for s in self.settings()]
+
+    def draw(self, unit: Unit) -> list[Image.Image]:
+        """Draw one set: picture k of set i has a seed of its own, the same under every setting."""
+        one = self.prompts[unit.index]
+        if unit.setting in (REAL, REAL_OTHERS):
+            return real_set(one, unit)
+        generators = [torch.Generator().manual_seed(s) for s in seeds_of(unit, len(one.objects))]
+        changes = SETTINGS[unit.setting]
+        if changes is None:
+            return self.bench.sample(one.prompts, generators)
+        with style_aligned(self.bench.pipe, **changes):
+            return self.bench.sample(one.prompts, generators)
+
+    def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
+        """Score one set."""
+        one = self.prompts[unit.index]
+        lent = [None, *[one.objects[0]] * (len(pictures) - 1)]
+        return {
+            **self.scorers.of_set(pictures),
+            "CLIP, object": self.scorers.of_text(pictures, one.objects),
+            "CLIP, prompt": self.scorers.of_text(pictures, one.prompts),
+            **self.scorers.of_content(pictures, one.objects, one.style, lent),
+        }
+
+    def report(self, results: Results) -> Report:
+        """The table of the paper, what differs from plain and from aligned, and a sheet of the first sets."""
+        report = Report(notes=[
+            f"{len(self.prompts)} sets of {self.listed or 'the list'}, {self.seeds} seed(s), {self.bench.steps} steps; "
+            "the set is the unit of all intervals",
+            "published numbers: SDXL, DINO ViT-B/8 and CLIP of the hub, 100 other prompts; only the order of the rows "
+            "can be compared with ours, never a number",
+        ])  # fmt: skip
+        rows = {s: estimates(results, s) for s in self.settings()}
+        report.tables["scores"] = Table("StyleAligned, Table 2", rows, published("style-sets"), LOWER_IS_BETTER)
+        for score in SCORES:
+            if score in rows[PLAIN]:
+                for setting in rows:
+                    report.add(f"{setting}: {score}", rows[setting][score])
+        report.claims = claims(results)
+        report.sheets["pictures"] = self.sheet(results)
+        return report
+
+    def sheet(self, results: Results) -> Image.Image:
+        """The first set of each of the first styles, seed 0, under each setting."""
+        from ..sheets import labelled_sheet
+
+        step = max(1, len(self.prompts) // SHOWN)
+        shown = range(0, min(len(self.prompts), step * SHOWN), step)
+        rows = {s: [p for i in shown for p in results.pictures(Unit(s, i, 0))] for s in self.settings()}
+        return labelled_sheet(rows, [word for i in shown for word in self.prompts[i].objects], cell=64)
+
+
+def seeds_of(unit: Unit, count: int) -> list[int]:
+    """Seed of each picture of a set: its own among all sets and seeds.
+
+    >>> seeds_of(Unit("plain", 2, 1), 4)
+    [10020, 10021, 10022, 10023]
+    """
+    return [10_000 * unit.seed + 10 * unit.index + k for k in range(count)]
+
+
+def real_set(one: PromptSet, unit: Unit) -> list[Image.Image]:
+    """The set as the world draws it: in one draw of palette and texture, or in a draw each."""
+    pictures = []
+    for k, (text, seed) in enumerate(zip(one.objects, seeds_of(unit, len(one.objects)), strict=True)):
+        draw = SETS + seeds_of(unit, 1)[0] + (k if unit.setting == REAL_OTHERS else 0)
+        scene = Scene.draw(seed_of(SETS + seed), object=text.split()[-1], background="plain", sun=False)
+        pictures.append(render(scene, style_draw(draw, one.style), seed).image)
+    return pictures
+
+
+def estimates(results: Results, setting: str) -> dict[str, Estimate]:
+    """Every score of a setting that was measured, with its interval over sets."""
+    found = {}
+    for score in SCORES:
+        values, sets = results.values(setting, score)
+        if values:
+            found[score] = estimate_mean(values, sets)
+    return found
+
+
+def difference(results: Results, first: str, second: str, score: str) -> Estimate | None:
+    """Mean of ``first - second``, paired by set and seed; None where the score was not measured."""
+    (a, sets), (b, _) = results.values(first, score), results.values(second, score)
+    return estimate_difference(a, b, sets) if a else None
+
+
+def claims(results: Results) -> list[Claim]:
+    """The paper's orderings, each as a paired difference whose sign decides."""
+    asked = [
+        ("alignment raises set consistency (DINO)", ALIGNED, PLAIN, "DINO", "above"),
+        ("alignment brings palettes together", ALIGNED, PLAIN, "palette distance", "below"),
+        ("alignment costs no text score (CLIP, object)", ALIGNED, PLAIN, "CLIP, object", "not below"),
+        ("alignment costs no object", ALIGNED, PLAIN, "object", "not below"),
+        ("AdaIN raises set consistency (DINO)", ALIGNED, "without AdaIN", "DINO", "above"),
+        ("AdaIN brings palettes together", ALIGNED, "without AdaIN", "palette distance", "below"),
+        ("full sharing raises set consistency (DINO)", "full sharing", ALIGNED, "DINO", "above"),
+        ("full sharing leaks the first picture's object", "full sharing", ALIGNED, "leakage", "above"),
+        ("half of the layers align less", "half of the layers", ALIGNED, "palette distance", "above"),
+        ("a tenth of the layers aligns less than half", "a tenth of the layers", "half of the layers",
+         "palette distance", "above"),
+    ]  # fmt: skip
+    found = [(text, difference(results, a, b, score), sign) for text, a, b, score, sign in asked]
+    return [Claim(text, estimate, sign) for text, estimate, sign in found if estimate is not None]

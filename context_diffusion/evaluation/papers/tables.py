@@ -1,0 +1,99 @@
+"""Tables of estimates as Markdown, CSV and LaTeX, with the published numbers in a column beside ours."""
+
+import csv
+import io
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...metrics import Estimate
+
+PUBLISHED = Path(__file__).with_name("published.toml")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper printed: where, and ``numbers[row][score]`` as it stands there, spread and all."""
+
+    source: str = ""
+    numbers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def published(name: str) -> Published:
+    """Read the published numbers of a table, from ``published.toml``."""
+    entry = tomllib.loads(PUBLISHED.read_text(encoding="utf-8")).get(name)
+    return Published(entry["source"], entry.get("rows", {})) if entry else Published()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of estimates; ``lower`` names the columns in which less is better."""
+
+    title: str
+    rows: Mapping[str, Mapping[str, Estimate]]
+    published: Published = field(default_factory=Published)
+    lower: tuple[str, ...] = ()
+    digits: int = 3
+
+    @property
+    def columns(self) -> list[str]:
+        """Every score of any row, in order."""
+        return list(dict.fromkeys(score for row in self.rows.values() for score in row))
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Lay out header and body; a column of published numbers follows the score that it belongs to."""
+        known = {score for row in self.published.numbers.values() for score in row}
+        header, body = [""], [[name] for name in self.rows]
+        for score in self.columns:
+            header.append(f"{score} ({'less' if score in self.lower else 'more'} is better)")
+            for line, row in zip(body, self.rows.values(), strict=True):
+                line.append(self.show(row[score]) if score in row else "")
+            if score in known:
+                header.append(f"{score}, published")
+                for line in body:
+                    line.append(self.published.numbers.get(line[0], {}).get(score, ""))
+        return header, body
+
+    def show(self, estimate: Estimate) -> str:
+        """Value and 95 % interval."""
+        return f"{estimate.value:.{self.digits}f} [{estimate.low:.{self.digits}f}, {estimate.high:.{self.digits}f}]"
+
+    def markdown(self) -> str:
+        """The table for a page."""
+        header, body = self.cells()
+        lines = [header, ["---"] * len(header), *body]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        source = f"\n\nPublished: {self.published.source}" if self.published.source else ""
+        return f"{self.title}: value and 95 % interval.\n\n{text}{source}\n"
+
+    def csv(self) -> str:
+        """One line for each number: row, score, value, standard_error, low, high, n, published."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["row", "score", "value", "standard_error", "low", "high", "n", "published"])
+        for name, row in self.rows.items():
+            for score, e in row.items():
+                numbers = [f"{value:.6g}" for value in (e.value, e.standard_error, e.low, e.high)]
+                writer.writerow([name, score, *numbers, e.n, self.published.numbers.get(name, {}).get(score, "")])
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """The table for a paper (needs booktabs)."""
+        header, body = self.cells()
+        lines = [" & ".join(map(escaped, line)) + r" \\" for line in (header, *body)]
+        rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+        inner = "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *rules, r"\end{tabular}"])
+        note = f" Published: {escaped(self.published.source)}" if self.published.source else ""
+        caption = rf"\caption{{{escaped(self.title)}: value and 95\,\% interval.{note}}}"
+        return "\n".join([r"\begin{table}", caption, inner, r"\end{table}"]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Guard what LaTeX would read as a command.
+
+    >>> print(escaped("50 % of a_b"))
+    50 \\% of a\\_b
+    """
+    guarded = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(guarded.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
