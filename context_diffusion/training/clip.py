@@ -2,8 +2,9 @@
 
     python -m context_diffusion.training.clip
 
-Pictures are dynamically normalized, 64x64. Each step contrasts a picture with its whole caption and with a part of
-it (the object alone, or the style alone); pictures whose texts are equal share the target.
+Pictures are cropped a little, mirrored or not, dynamically normalized, 64x64. Each step contrasts a picture with its
+whole caption and with a part of it (the object alone, or the style alone); pictures whose texts are equal share the
+target.
 """
 
 import cv2
@@ -16,7 +17,7 @@ from ..images import dynamic_normalization
 from ..paths import TINY_SCENES
 from ..scenes import OBJECTS, STYLES
 from ..scenes.vocabulary import SYNONYMS, article
-from .data import pictures
+from .data import crops, pictures
 from .loop import Recipe, load_published, publish_pretrained, train
 from .tokenizer import new_tokenizer, token_ids
 
@@ -72,7 +73,8 @@ def main() -> None:
 
     def loss(model: CLIPModel, generator: torch.Generator) -> torch.Tensor:
         index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
-        image = F.normalize(model.get_image_features(normalize(small[index])[0].to(model.device)).pooler_output)
+        batch = crops(small[index].permute(0, 3, 1, 2).float() / 255, SIDE, 0.85, 1.0, generator)
+        image = F.normalize(model.get_image_features(dynamic_normalization(batch)[0].to(model.device)).pooler_output)
         scale = model.logit_scale.exp().clamp(max=100)
         total = 0
         for ids in (caption_ids[index], token_ids(tokenizer, parts(arrays, index, generator))):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..paths import ROOT, written_whole
@@ -45,6 +46,19 @@ def _draw(file: Path, dataset: TinyScenes) -> None:
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], channels last in memory."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def crops(batch: torch.Tensor, side: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Random square crops covering ``low`` to ``high`` of the side, some mirrored, light and contrast jittered."""
+    n = len(batch)
+    scale = low + (high - low) * torch.rand(n, generator=generator)
+    shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, generator=generator) - 1)
+    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirror, scale, shift
+    cut = F.grid_sample(batch, F.affine_grid(theta, [n, 3, side, side], align_corners=False), align_corners=False)
+    gain, lift = 1 + 0.2 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
+    return cut * gain + (lift - 1)
 
 
 def group_mates(index: torch.Tensor, generator: torch.Generator, count: int) -> torch.Tensor:

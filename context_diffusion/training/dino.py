@@ -15,7 +15,7 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from .clip import SIDE, shrink
-from .data import pictures
+from .data import crops, pictures
 from .loop import Recipe, device, load_published, publish_pretrained, train
 
 PROTOTYPES = 512
@@ -67,19 +67,6 @@ class Pair(nn.Module):
         """Move the teacher towards the student, and the centre towards the teacher's mean output."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
         self.centre.lerp_(teacher_logits.mean(dim=0), 0.1)
-
-
-def crops(batch: torch.Tensor, side: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    """Random square crops covering ``low`` to ``high`` of the side, some mirrored, light and contrast jittered."""
-    n = len(batch)
-    scale = low + (high - low) * torch.rand(n, generator=generator)
-    shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, generator=generator) - 1)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirror, scale, shift
-    cut = F.grid_sample(batch, F.affine_grid(theta, [n, 3, side, side], align_corners=False), align_corners=False)
-    gain, lift = 1 + 0.2 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
-    return cut * gain + (lift - 1)
 
 
 def main() -> None:
