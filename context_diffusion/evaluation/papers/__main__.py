@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for; 0 when all is there, 3 when other processes still have units to do."""
+    """Run what was asked for; of several processes the last one writes the tables."""
     parser = build_parser()
     asked = parser.parse_args(arguments)
     if unknown := sorted(set(asked.names) - set(NAMES)):
@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = asked.model == "tiny-scenes" and not (asked.limit or asked.steps or asked.prompts) and asked.seeds == 3
     out = asked.out or (ROOT / "figures" / "evaluation" if whole else asked.work / Path(asked.model).name)
     names = asked.names or list(NAMES)
-    return max(run(name, protocol(name, bench, asked), asked.work, out, arguments or sys.argv[1:]) for name in names)
+    for name in names:
+        run(name, protocol(name, bench, asked), asked.work, out, arguments or sys.argv[1:])
+    return 0
 
 
 def use_own_gpu() -> None:
@@ -91,7 +93,7 @@ def protocol(name: str, bench, asked: argparse.Namespace):
     return ContextSettings(bench, **({"count": asked.limit} if asked.limit else {}))
 
 
-def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[str]) -> int:
+def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[str]) -> None:
     """Work through one protocol; print its table and write its files once everybody's part is there."""
     from .units import work
 
@@ -100,7 +102,7 @@ def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[s
     minutes = (time.perf_counter() - start) / 60
     if results is None:
         print(f"{name}: this process's share is done ({minutes:.0f} min); others are still at work on theirs.")
-        return 3
+        return
     report = protocol.report(results)
     about = {"protocol": name, "command": f"{COMMAND} {' '.join(arguments)}".strip(), "interval": "95 %"}
     print(f"\n{name} ({minutes:.1f} min)\n{report.table()}")
@@ -109,7 +111,6 @@ def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[s
         temporary.write_text(results.csv(), encoding="utf-8")
     for path in (*report.write(out, name, about), values):
         print(f"  -> {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -42,18 +42,24 @@ class Table:
         return list(dict.fromkeys(score for row in self.rows.values() for score in row))
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Lay out header and body; a column of published numbers follows the score that it belongs to."""
-        known = {score for row in self.published.numbers.values() for score in row}
+        """Lay out header and body; published numbers follow the score that they belong to, or end the row."""
+        known = list(dict.fromkeys(score for row in self.published.numbers.values() for score in row))
         header, body = [""], [[name] for name in self.rows]
         for score in self.columns:
             header.append(f"{score} ({'less' if score in self.lower else 'more'} is better)")
             for line, row in zip(body, self.rows.values(), strict=True):
                 line.append(self.show(row[score]) if score in row else "")
             if score in known:
-                header.append(f"{score}, published")
-                for line in body:
-                    line.append(self.published.numbers.get(line[0], {}).get(score, ""))
+                self._add_published(score, header, body)
+        for score in known:
+            if score not in self.columns:
+                self._add_published(score, header, body)
         return header, body
+
+    def _add_published(self, score: str, header: list[str], body: list[list[str]]) -> None:
+        header.append(f"{score}, published")
+        for line in body:
+            line.append(self.published.numbers.get(line[0], {}).get(score, ""))
 
     def show(self, estimate: Estimate) -> str:
         """Value and 95 % interval."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -40,6 +40,7 @@ class Unit:
         return f"{re.sub('[^a-z0-9.]+', '-', self.setting.lower()).strip('-')}/{self.index:03d}-{self.seed}"
 
 
+@runtime_checkable
 class PaperProtocol(Protocol):
     """What a protocol offers."""
 
