@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .blending import BLENDS, blend_trajectories
-from .reference_pass import ReferenceCache, ReferencePass, single_timestep
+from .reference_pass import ReferenceCache, ReferencePass, single_timestep, without_control
 from .shared_attention import Moments, adain, mix_moments, moments, shared_attention
 from .style_processor import (
     SharedGroupNorm,
@@ -54,12 +54,12 @@ def style_aligned(
 ) -> Iterator["StyleAligner"]:
     """Align the style of everything that ``pipe`` draws inside the block; leave the pipeline as it was found.
 
-    Without ``references``, the first image of each batch is the reference of the others. With trajectories
-    (:func:`ddim_invert`), every image is aligned with them. Several are combined by ``blend``: "attention" (each
-    keeps its keys and values and enters with the log of its weight as score shift), or "slerp" or "linear" (their
-    latents are blended into one and inverted, here). ``cache=True`` runs the references once per step for all calls
-    in the block; pass a :class:`ReferenceCache` to keep them longer. ``changes`` are fields of
-    :class:`StyleSettings`, such as ``score_shift=math.log(2)``.
+    Without ``references``, the first image of each batch is the reference of the others; no ControlNet steers it
+    (``control_reference=True``: as the others). With trajectories (:func:`ddim_invert`), every image is aligned with
+    them. Several are combined by ``blend``: "attention" (each keeps its keys and values and enters with the log of
+    its weight as score shift), or "slerp" or "linear" (their latents are blended into one and inverted, here).
+    ``cache=True`` runs the references once per step for all calls in the block; pass a :class:`ReferenceCache` to
+    keep them longer. ``changes`` are fields of :class:`StyleSettings`, such as ``score_shift=math.log(2)``.
 
     The layout of guidance is asked of the pipeline (or its guider) at each call; ``branches``, such as
     ("uncond", "cond"), overrides it for loops of your own. Raises ``TypeError``, ``ValueError`` or, for nested
@@ -100,6 +100,8 @@ class StyleAligner:
             raise ValueError(
                 "With full_attention and no references no image is the reference: no scores to scale or shift."
             )
+        if settings.control_reference and trajectory is not None:
+            raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
         self.sharing = Sharing(
             settings.adain_queries,
             settings.adain_keys,
@@ -165,6 +167,8 @@ class StyleAligner:
                 "the U-Net is called for one branch at a time."
             )
         sharing, alone = self.sharing, len(sample) == len(branches)
+        if self._frees_reference():
+            kwargs = without_control(kwargs, len(sample), len(branches))
         kept = {}
         active = (self.attentions or self.norms) and self._is_active(timestep) and not (sharing.row_zero and alone)
         if active and self.reference_pass is not None:
@@ -184,6 +188,11 @@ class StyleAligner:
         if guider is not None:  # modular pipelines call the U-Net once per branch
             return ("cond",) if guider.is_conditional else ("uncond",)
         return ("uncond", "cond") if getattr(self.pipe, "do_classifier_free_guidance", False) else ("cond",)
+
+    def _frees_reference(self) -> bool:
+        """Whether image 0 of the batch is a reference that no ControlNet is to steer."""
+        steered = self.settings.control_reference or self.settings.full_attention  # then nobody is the reference
+        return self.sharing.row_zero and not steered and bool(self.attentions or self.norms)
 
     def _is_active(self, timestep) -> bool:
         settings = self.settings

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .style_processor import KeptLayer, ReferenceDone, Sharing
 from .trajectory import Trajectory, alpha_at, conditions
 
 Layers = dict[str, KeptLayer]
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
 
 
 class ReferencePass:
@@ -143,6 +145,28 @@ def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
         del unet.process_encoder_hidden_states
         for adapter, scale in zip(adapters, scales, strict=True):
             adapter.scale = scale
+
+
+def without_control(kwargs: dict, rows: int, branches: int) -> dict:
+    """Take what a ControlNet or T2I-Adapter adds to image 0 of each guidance branch out of a U-Net's arguments."""
+
+    def zeroed(found):
+        if isinstance(found, Tensor):
+            return zero_first_image(found, rows, branches)
+        return type(found)(zero_first_image(each, rows, branches) for each in found)  # the U-Net pops from its lists
+
+    return kwargs | {name: zeroed(kwargs[name]) for name in RESIDUALS if kwargs.get(name) is not None}
+
+
+def zero_first_image(
+    residual: Float[Tensor, "given channels height width"], rows: int, branches: int
+) -> Float[Tensor, "rows channels height width"]:
+    """Concatenate zeros for image 0 with the residuals of the other images, in each guidance branch.
+
+    A residual of one row, which would be added to all ``rows``, is repeated first.
+    """
+    images = residual.expand(rows, *residual.shape[1:]).unflatten(0, (branches, -1))  # (branches, images, ...)
+    return torch.cat([torch.zeros_like(images[:, :1]), images[:, 1:]], dim=1).flatten(0, 1)
 
 
 def single_timestep(timestep: Tensor | float) -> float:

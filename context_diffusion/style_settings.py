@@ -14,7 +14,9 @@ class StyleSettings:
     other. ``layers`` is a fraction (the paper tries 1, 0.5, 0.1), evenly spaced, or words such as "up_blocks".
     Steps count from 0 over the whole schedule, ``last_step`` included. ``interpolate`` allows sampling at time steps
     between those of the reference's trajectory. Layer norms are not shared: they act on one token at a time, so
-    sharing them would do nothing.
+    sharing them would do nothing. ``control_reference=True`` lets a ControlNet steer the reference that is the first
+    image of its batch; else its residuals there are zeros, at every step, as in the code of StyleAligned's authors. A
+    reference from outside is never steered.
     """
 
     adain_queries: bool = True
@@ -29,6 +31,7 @@ class StyleSettings:
     first_step: int = 0
     last_step: int | None = None
     interpolate: bool = False
+    control_reference: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int | float) and not 0 <= self.layers <= 1:

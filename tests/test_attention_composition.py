@@ -67,7 +67,7 @@ def test_all_at_once_leaves_the_reference_and_changes_the_others():
     plain = draw_everything()
     with style_aligned(everything(), share_attention=False, adain_queries=False, adain_keys=False):
         assert torch.equal(draw_everything(), plain)
-    with style_aligned(everything(), score_shift=0.5):
+    with style_aligned(everything(), score_shift=0.5, control_reference=True):
         aligned = draw_everything()
     torch.testing.assert_close(aligned[0], plain[0], atol=1e-5, rtol=1e-5)
     for i in (1, 2):
