@@ -8,7 +8,7 @@ Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``,
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -179,7 +179,7 @@ def not_on_disk(location: str) -> FileNotFoundError:
 def load_pipeline(
     name: str | Path = DEFAULT,
     *,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     image_to_image: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -187,28 +187,36 @@ def load_pipeline(
 ) -> "DiffusionPipeline":
     """Load a plain diffusers pipeline by name: text to image, on the GPU if there is one.
 
-    ``control="canny"`` or ``"depth"`` adds that ControlNet, ``image_to_image=True`` takes the image-to-image class.
+    ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
+    wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.
     ``dtype`` is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to ``from_pretrained``.
     Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` for weights that cannot be had.
     """
-    from diffusers import AutoPipelineForText2Image, ControlNetModel
+    from diffusers import AutoPipelineForText2Image
 
     model = find_model(name)
     device = find_device(device)
     if dtype is None:
         dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
-    controlnet = None
-    if control is not None:
-        location = find_part(model, f"controlnet-{control}")
-        if location is None:
-            raise ValueError(f"{model.name!r} has no ControlNet {control!r} beside it (controlnet-{control}/).")
-        controlnet = load_part(ControlNetModel, location, dtype)
+    controlnet = _controlnets(model, control, dtype)
     if model.parts and dtype == torch.float16:
         options.setdefault("variant", "fp16")  # half the download
     pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
     if controlnet is not None or image_to_image:
         pipe = as_pipeline(pipe, controlnet=controlnet, image_to_image=image_to_image)
     return place(pipe, device, model.vram_gb)
+
+
+def _controlnets(model: Model, control: str | Sequence[str] | None, dtype: torch.dtype):
+    from diffusers import ControlNetModel
+
+    kinds = [control] if isinstance(control, str) else list(control or ())
+    locations = {kind: find_part(model, f"controlnet-{kind}") for kind in kinds}
+    for kind, location in locations.items():
+        if location is None:
+            raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
+    loaded = [load_part(ControlNetModel, locations[kind], dtype) for kind in kinds]
+    return loaded[0] if isinstance(control, str) else loaded or None
 
 
 def place(pipe: "DiffusionPipeline", device: torch.device, vram_gb: float = 0) -> "DiffusionPipeline":

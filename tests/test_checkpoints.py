@@ -57,6 +57,18 @@ def test_control_and_image_variants_match_those_built_by_hand(folders, layout):
     assert type(both) is getattr(diffusers, f"{family}ControlNetImg2ImgPipeline")
 
 
+@pytest.mark.parametrize("layout", ["sd", "xl"])
+def test_several_controlnets_are_named_in_a_list_and_add_up(folders, layout):
+    one = load_pipeline(folders / layout, control="canny", device="cpu")
+    twice = load_pipeline(folders / layout, control=["canny", "canny"], device="cpu")
+    assert len(twice.controlnet.nets) == 2
+    hint = torch.rand(1, 3, 32, 32)
+    halves = sample(twice, image=[hint, hint], controlnet_conditioning_scale=[0.3, 0.5])
+    torch.testing.assert_close(halves, sample(one, image=hint, controlnet_conditioning_scale=0.8))
+    with pytest.raises(ValueError, match="no ControlNet 'depth'"):
+        load_pipeline(folders / layout, control=["canny", "depth"], device="cpu")
+
+
 @pytest.mark.parametrize("build", [tiny_sd15, tiny_sdxl])
 def test_a_variant_shares_the_parts_and_leaves_their_precision(build):
     pipe = build(fresh=True)
