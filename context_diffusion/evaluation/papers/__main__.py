@@ -9,6 +9,7 @@ Every picture and score is written to --work as it is made: interrupt it at any 
 """
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from ...paths import ROOT, written_whole
 
 COMMAND = "python -m context_diffusion.evaluation.papers"
-NAMES = ("style-sets", "references", "blends", "settings")
+NAMES = ("style-sets", "references", "blends", "settings", "control")
 STEPS = {"tiny-scenes": 15}  # every other model: 50
 
 
@@ -80,17 +81,14 @@ def protocol(name: str, bench, asked: argparse.Namespace):
 
         listed = asked.prompts or ("tiny-scenes" if bench.has("judge") else "hundred-styles")
         return StyleSets(bench, load_prompts(listed)[: asked.limit], seeds=asked.seeds, listed=Path(listed).stem)
-    if name == "references":
-        from .references import StyleReferences
-
-        return StyleReferences(bench, **({"count": asked.limit} if asked.limit else {}))
-    if name == "blends":
-        from .blends import StyleBlends
-
-        return StyleBlends(bench, **({"count": asked.limit} if asked.limit else {}))
-    from .contexts import ContextSettings
-
-    return ContextSettings(bench, **({"count": asked.limit} if asked.limit else {}))
+    module, kind = {
+        "references": ("references", "StyleReferences"),
+        "blends": ("blends", "StyleBlends"),
+        "settings": ("contexts", "ContextSettings"),
+        "control": ("control", "ControlScales"),
+    }[name]
+    made = getattr(importlib.import_module(f".{module}", __package__), kind)
+    return made(bench, **({"count": asked.limit} if asked.limit else {}))
 
 
 def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from .curves import picture_of, with_error
 from .units import Results, Unit
 from .worlds import mixture
 
-SHOWN = 2  # mixtures on a sheet of pairs
+SHOWN = 3  # mixtures on a sheet of pairs
 
 
 def share_curves(
