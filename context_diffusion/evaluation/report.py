@@ -58,6 +58,13 @@ class Report:
         """Add a number, with its aim if it has one."""
         self.lines.append(Line(name, estimate, at_least if at_most is None else at_most, at_most is not None))
 
+    def add_table(self, key: str, table: "Table") -> None:
+        """Add a table, and each of its numbers as a line."""
+        self.tables[key] = table
+        for row, scores in table.rows.items():
+            for score, estimate in scores.items():
+                self.add(f"{row}: {score}", estimate)
+
     def table(self) -> str:
         """Lay the numbers out as text: name, value, standard error, 95 % interval, n, aim."""
         width = max((len(line.name) for line in self.lines), default=0)

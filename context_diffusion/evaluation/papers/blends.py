@@ -119,23 +119,18 @@ class StyleBlends:
 
     def report(self, results: Results) -> Report:
         """Tables of scores and of slopes, the curves, and two sheets."""
-        rows = {setting: estimates(results, setting) for setting in SETTINGS}
-        slopes = {blend: slope_estimates(results, blend, self.count) for blend in BLENDS}
+        shown = (*SCORES, *(f"share, {ruler}" for ruler in RULERS))
+        rows = {setting: results.estimates(setting, shown) for setting in SETTINGS}
+        slopes = {f"slope, {blend}": slope_estimates(results, blend, self.count) for blend in BLENDS}
         report = Report(notes=[
             f"{self.count} mixtures x {len(mixture(0).things)} things, {self.bench.steps} steps; the mixture is the "
             "unit; weight: of the second reference; misfit: total variation between shares and weights, 0 is obedience",
             "published numbers: other pictures, another network, one pair of styles; only their order can be compared",
         ])  # fmt: skip
-        report.tables["scores"] = Table(
-            "Several references", rows, published("blends"), lower=("misfit, CLIP", "misfit, palette")
-        )
-        report.tables["slopes"] = Table("Slope of the second style's share over its weight (1 is obedience)", slopes)
-        for blend, row in slopes.items():
-            for ruler, estimate in row.items():
-                report.add(f"slope, {blend}, {ruler}", estimate)
-        for setting, row in rows.items():
-            for score, estimate in row.items():
-                report.add(f"{setting}: {score}", estimate)
+        title = "Slope of the second style's share over its weight (1 is obedience)"
+        report.add_table("slopes", Table(title, slopes))
+        lower = ("misfit, CLIP", "misfit, palette")
+        report.add_table("scores", Table("Several references", rows, published("blends"), lower))
         report.claims = claims(results, self.count)
         report.sheets["shares"] = share_curves(results, BLENDS, WEIGHTS, RULERS)
         report.sheets["pairs"] = pictures_of_pairs(results, BLENDS, WEIGHTS)
@@ -148,12 +143,6 @@ def add_shares(scores: Scores, ruler: str, shares: Sequence[float], weights: Seq
     scores.setdefault(f"share, {ruler}", []).append(shares[1])
     misfit = sum(abs(s - w) for s, w in zip(shares, weights, strict=True)) / 2
     scores.setdefault(f"misfit, {ruler}", []).append(misfit)
-
-
-def estimates(results: Results, setting: str) -> dict[str, Estimate]:
-    """Every score of a setting, with its interval over mixtures."""
-    measured = {score: results.values(setting, score) for score in (*SCORES, *(f"share, {r}" for r in RULERS))}
-    return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
 
 
 def slopes_of(results: Results, blend: str, ruler: str, count: int) -> np.ndarray:

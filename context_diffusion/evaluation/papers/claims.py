@@ -1,8 +1,10 @@
 """Whether an ordering that a paper reports holds here: a paired difference, and on which side of zero it lies."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...metrics import Estimate
+from .units import Results
 
 SIDES = ("above", "below", "not below", "not above")
 
@@ -38,3 +40,13 @@ class Claim:
 
     def __str__(self) -> str:
         return f"{self.verdict:5s}  {self.text}: {self.difference}"
+
+
+Asked = tuple[str, str, str, str, str]  # sentence, first setting, second setting, score, side of first - second
+
+
+def decide(results: Results, asked: Iterable[Asked]) -> list[Claim]:
+    """Decide each claim whose score was measured."""
+    made = [(text, results.difference(first, second, score), score, side) for text, first, second, score, side in asked]
+    slack = {"palette distance": 1.0}  # Delta E: what an eye just tells apart
+    return [Claim(text, found, side, slack.get(score, 0.03)) for text, found, score, side in made if found is not None]

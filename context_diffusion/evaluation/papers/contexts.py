@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from ...metrics import Estimate, edge_f1_scores, estimate_difference, estimate_mean, palette_distances, palette_of
+from ...metrics import edge_f1_scores, palette_distances, palette_of
 from ...scenes import OBJECTS, STYLES
 from ...scenes.vocabulary import article
 from ..bench import Bench
@@ -21,7 +21,7 @@ from ..layout import THRESHOLDS
 from ..report import Report
 from ..sheets import labelled_sheet
 from ..unseen import DOMAIN, SETTINGS, query, unseen_group
-from .claims import Claim
+from .claims import Claim, decide
 from .scorers import Scorers, fingerprint
 from .tables import Table, published
 from .units import Results, Scores, Unit
@@ -92,16 +92,13 @@ class ContextSettings:
 
     def report(self, results: Results) -> Report:
         """The nine numbers in and out of domain, what contexts add, and a sheet of each domain."""
-        rows = {setting: estimates(results, setting) for domain in (IN, OUT) for setting in names(domain)}
+        rows = {setting: results.estimates(setting, SCORES) for domain in (IN, OUT) for setting in names(domain)}
         report = Report(notes=[
             f"{self.count} unseen queries, and {len(outside_queries())} from elsewhere x {self.seeds} seeds; the query "
             f"is the unit; palette distance: of the picture from its three contexts; {self.bench.steps} steps",
             "published: FID, which needs thousands of pictures and a world of photographs; only orders can be compared",
         ])  # fmt: skip
-        report.tables["scores"] = Table("Context Diffusion", rows, published("settings"), ("palette distance",))
-        for setting, row in rows.items():
-            for score, estimate in row.items():
-                report.add(f"{setting}: {score}", estimate)
+        report.add_table("scores", Table("Context Diffusion", rows, published("settings"), ("palette distance",)))
         report.claims = [claim for domain in (IN, OUT) for claim in claims(results, domain)]
         for domain, key in ((IN, "inside"), (OUT, "outside")):
             report.sheets[key] = sheet(results, domain, min(self.count, 10))
@@ -146,12 +143,6 @@ def case_of(domain: str, index: int) -> Case:
     return Case(image, tuple(member.image for member in group), prompt, thing, style)
 
 
-def estimates(results: Results, setting: str) -> dict[str, Estimate]:
-    """Every measured score of a setting, with its interval over queries."""
-    measured = {score: results.values(setting, score) for score in SCORES}
-    return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
-
-
 def claims(results: Results, domain: str) -> list[Claim]:
     """The paper's orderings in one domain, as paired differences."""
     both, alone, prompt = f"C+P, 3 contexts, {domain}", f"C, 3 contexts, {domain}", f"P, {domain}"
@@ -170,12 +161,7 @@ def claims(results: Results, domain: str) -> list[Claim]:
         (f"{domain}: contexts cost no edges beside the prompt", both, prompt, "edge F1", "not below"),
         (f"{domain}: three contexts, more palette than by one", both, one, "palette distance", "below"),
     ]
-    found = []
-    for text, first, second, score, side in asked:
-        (a, sets), (b, _) = results.values(first, score), results.values(second, score)
-        if a:
-            found.append(Claim(text, estimate_difference(a, b, sets), side))
-    return found
+    return decide(results, asked)
 
 
 def sheet(results: Results, domain: str, count: int) -> Image.Image:

@@ -22,8 +22,6 @@ from ...metrics import (
     Estimate,
     depth_rank_correlations,
     edge_f1_scores,
-    estimate_difference,
-    estimate_mean,
     palette_distances,
     palette_of,
 )
@@ -34,7 +32,7 @@ from ..layout import THRESHOLDS
 from ..report import Report
 from ..sheets import labelled_sheet
 from ..unseen import LAYOUT, query
-from .claims import Claim
+from .claims import Claim, decide
 from .curves import picture_of, with_error
 from .references import reference
 from .scorers import Scorers, fingerprint
@@ -113,17 +111,13 @@ class ControlScales:
 
     def report(self, results: Results) -> Report:
         """The table, the figure of layout against style, and a sheet."""
-        rows = {setting: estimates(results, setting) for setting in SETTINGS}
+        rows = {setting: results.estimates(setting, SCORES) for setting in SETTINGS}
         report = Report(notes=[
             f"{self.count} unseen queries, each with an unseen reference, {self.bench.steps} steps; the query is the "
             "unit; at scale 0 the ControlNet does nothing; palette distance: to the reference",
         ])  # fmt: skip
-        report.tables["scores"] = Table(
-            "Layout and style over the scale of a ControlNet", rows, lower=("palette distance",)
-        )
-        for setting, row in rows.items():
-            for score, estimate in row.items():
-                report.add(f"{setting}: {score}", estimate)
+        title = "Layout and style over the scale of a ControlNet"
+        report.add_table("scores", Table(title, rows, lower=("palette distance",)))
         report.claims = claims(results)
         report.sheets["trade"] = trade(rows)
         report.sheets["pictures"] = self.sheet(results)
@@ -147,12 +141,6 @@ def query_of(index: int) -> Rendering:
     return query(LAYOUT + 5000 + index, index, object=OBJECTS[(index + 5) % len(OBJECTS)])
 
 
-def estimates(results: Results, setting: str) -> dict[str, Estimate]:
-    """Every measured score of a setting, with its interval over queries."""
-    measured = {score: results.values(setting, score) for score in SCORES}
-    return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
-
-
 def claims(results: Results) -> list[Claim]:
     """What control and alignment do to each other, as differences paired by query."""
     asked = [
@@ -165,12 +153,7 @@ def claims(results: Results) -> list[Claim]:
          "not above"),
         ("twice the scale keeps more edges", "canny 2, aligned", "canny 1, aligned", "edge F1", "above"),
     ]  # fmt: skip
-    found = []
-    for text, first, second, score, side in asked:
-        (a, sets), (b, _) = results.values(first, score), results.values(second, score)
-        slack = 1.0 if score == "palette distance" else 0.03  # Delta E: what an eye just tells apart
-        found.append(Claim(text, estimate_difference(a, b, sets), side, slack))
-    return found
+    return decide(results, asked)
 
 
 def trade(rows: dict[str, dict[str, Estimate]]) -> Image.Image:

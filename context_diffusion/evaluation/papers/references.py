@@ -17,14 +17,14 @@ from PIL import Image
 
 from ...attention import style_aligned
 from ...inversion import ddim_invert
-from ...metrics import Estimate, estimate_difference, estimate_mean, palette_of
+from ...metrics import Estimate, palette_of
 from ...scenes import OBJECTS, STYLES, Rendering, render
 from ...scenes.vocabulary import article
 from ..bench import Bench
 from ..report import Report
 from ..sheets import labelled_sheet
 from ..unseen import REFERENCES, seed_of, style_draw, unseen
-from .claims import Claim
+from .claims import Claim, decide
 from .curves import curves
 from .scorers import Scorers, fingerprint
 from .tables import Table
@@ -115,15 +115,12 @@ class StyleReferences:
 
     def report(self, results: Results) -> Report:
         """The table, the four sweeps, and what alignment costs."""
-        rows = {s: estimates(results, s) for s in (*SETTINGS, *self.real)}
+        rows = {s: results.estimates(s, SCORES) for s in (*SETTINGS, *self.real)}
         report = Report(notes=[
             f"{self.count} unseen references, {PICTURES} pictures each, {self.bench.steps} steps; the reference is the "
             "unit; palette distance and DINO are between picture and reference",
         ])  # fmt: skip
-        report.tables["scores"] = Table("One reference picture", rows, lower=("palette distance", "leakage"))
-        for setting, row in rows.items():
-            for score, estimate in row.items():
-                report.add(f"{setting}: {score}", estimate)
+        report.add_table("scores", Table("One reference picture", rows, lower=("palette distance", "leakage")))
         report.claims = claims(results)
         report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows.get(REAL))
         shown = range(min(self.count, 10))
@@ -165,12 +162,6 @@ def further_scenes(index: int) -> list[Image.Image]:
     ]
 
 
-def estimates(results: Results, setting: str) -> dict[str, Estimate]:
-    """Every measured score of a setting, with its interval over references."""
-    measured = {score: results.values(setting, score) for score in SCORES}
-    return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
-
-
 def sweeps(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[float, Mapping[str, Estimate]]]:
     """Order each sweep by its parameter, the aligned setting standing at the parameter's neutral value."""
     found = {}
@@ -194,9 +185,4 @@ def claims(results: Results) -> list[Claim]:
         ("skipping 40 % of the steps loses palette", "skip 40 %", ALIGNED, "palette distance", "above"),
         ("inverting with guidance 2 helps", "inversion guidance 2", ALIGNED, "palette distance", "below"),
     ]
-    found = []
-    for text, first, second, score, side in asked:
-        (a, sets), (b, _) = results.values(first, score), results.values(second, score)
-        if a:
-            found.append(Claim(text, estimate_difference(a, b, sets), side))
-    return found
+    return decide(results, asked)

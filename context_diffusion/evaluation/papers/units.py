@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ...metrics import Estimate, estimate_difference, estimate_mean
 from ...paths import written_whole
 from ..report import Report
 
@@ -85,6 +86,16 @@ class Results:
         """List all numbers of a score under a setting, and beside each the index of its set, to be resampled by."""
         pairs = [(value, unit.index) for unit, scores in self.of(setting).items() for value in scores.get(score, ())]
         return [value for value, _ in pairs], [index for _, index in pairs]
+
+    def estimates(self, setting: str, scores: Sequence[str]) -> dict[str, Estimate]:
+        """Estimate every score that was measured under a setting; the index is what is resampled."""
+        measured = {score: self.values(setting, score) for score in scores}
+        return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
+
+    def difference(self, first: str, second: str, score: str) -> Estimate | None:
+        """Estimate ``first - second``, paired unit by unit; None where the score was not measured."""
+        (a, indices), (b, _) = self.values(first, score), self.values(second, score)
+        return estimate_difference(a, b, indices) if a else None
 
     def csv(self) -> str:
         """One line for each unit: setting, index, seed, and the mean of each score over the unit's pictures."""
