@@ -1,16 +1,19 @@
 """Training: the loop resumes exactly, batches are what they claim, publishing is whole or not at all."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from context_diffusion.projector import ContextProjector
 from context_diffusion.training import data, loop
 from context_diffusion.training.clip import contrast, normalize
-from context_diffusion.training.loop import Recipe, load_published, publish_pretrained, train
+from context_diffusion.training.dino import new_vit
+from context_diffusion.training.loop import Recipe, load_published, publish_pretrained, train, write_curve
 from context_diffusion.training.tokenizer import new_tokenizer, token_ids
 from context_diffusion.training.unet import NO_CONTEXT, NULL_CONTEXT, TEXT_DROP, condition, new_scheduler, noised
 
@@ -209,6 +212,26 @@ def test_a_warm_start_takes_over_the_published_weights(tmp_path):
         torch.testing.assert_close(published.half().float(), loaded, rtol=0, atol=0)
     with pytest.raises(FileNotFoundError, match="holds none"):
         load_published(second, "nothing", root=tmp_path)
+
+
+def test_a_warm_start_maps_keys_that_the_saved_file_names_otherwise(tmp_path):
+    first, second = new_vit(), new_vit()
+    publish_pretrained(first, "part", root=tmp_path)
+    saved = load_file(tmp_path / "part" / "model.safetensors")
+    assert set(saved) != set(first.state_dict())  # transformers 5 keeps the file's old names
+    load_published(second, "part", root=tmp_path)
+    for key, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], value.half().float(), rtol=0, atol=0)
+
+
+def test_the_record_of_a_warm_run_keeps_its_forerunners(tmp_path):
+    cold, warm = (Recipe(steps=2, batch_size=1, learning_rate=1.0, warm=value) for value in (False, True))
+    for losses, recipe in (([3.0, 2.0], cold), ([2.0, 1.0], warm), ([1.0, 0.5], warm), ([1.0, 0.5], warm)):
+        write_curve("part", losses, recipe, 60.0, tmp_path)
+    record = json.loads((tmp_path / "part.json").read_text())
+    assert record["loss"] == [1.0, 0.5] and [run["loss"] for run in record["earlier"]] == [[3.0, 2.0], [2.0, 1.0]]
+    write_curve("part", [9.0], cold, 60.0, tmp_path)  # from nothing: no forerunner
+    assert json.loads((tmp_path / "part.json").read_text())["earlier"] == []
 
 
 def test_the_command_line_overrides_the_recipe(monkeypatch):

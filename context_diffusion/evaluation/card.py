@@ -46,9 +46,10 @@ parameters are free. Contexts of a training sample are other scenes of its style
 
 ## Recipe
 
-`make train` runs all of it. Averaged weights, cosine schedule, bf16, AdamW; one thread of a two-core CPU with AMX,
-beside other work, so the minutes are upper bounds. The curves are in `figures/training/`, with every setting of each
-run in the JSON beside them.
+`make train` runs all of it. Averaged weights, cosine schedule, AdamW; one thread of a two-core CPU beside other work,
+so the minutes are upper bounds; bf16 where the CPU has it (AMX), fp32 in the second runs of `clip` and `dino`, on one
+that has not. A sum is a run and those that went on from its weights (`--warm`). The curves are in `figures/training/`,
+with every setting of each run in the JSON beside them.
 
 {training}
 
@@ -87,9 +88,12 @@ def training_table() -> str:
     for name, (folder, kind, source) in COMPONENTS.items():
         file = ROOT / "figures" / "training" / f"{name}.json"
         if file.is_file() and (TINY_SCENES / folder.split(",")[0]).is_dir():
-            run = json.loads(file.read_text())
-            size = run["recipe"]["batch_size"]
-            rows.append(f"| {folder} | `{kind}` | {source} | {run['steps_done']:,} | {size} | {run['minutes']:.0f} |")
+            last = json.loads(file.read_text())
+            runs = [*last.get("earlier", []), last]
+            steps = " + ".join(f"{run['steps_done']:,}" for run in runs)
+            minutes = " + ".join(f"{run['minutes']:.0f}" for run in runs)
+            size = last["recipe"]["batch_size"]
+            rows.append(f"| {folder} | `{kind}` | {source} | {steps} | {size} | {minutes} |")
     return "\n".join(rows)
 
 

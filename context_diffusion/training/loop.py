@@ -159,19 +159,31 @@ def _resume(file: Path, model, average, optimizer) -> tuple[int, float, list[flo
 
 
 def write_curve(name: str, losses: list[float], recipe: Recipe, seconds: float, folder: Path) -> None:
-    """``<folder>/<name>.json`` (recipe, time, loss per hundredth) and its picture."""
+    """``<folder>/<name>.json`` (recipe, time, loss per hundredth) and its picture.
+
+    Where a run was warm, the record of the one whose weights it started from is kept under "earlier", oldest first.
+    """
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
     window = max(1, len(losses) // 100)
     smooth = [sum(losses[i : i + window]) / len(losses[i : i + window]) for i in range(0, len(losses), window)]
     settings = {k: v for k, v in asdict(recipe).items() if v != math.inf}
     record = {"recipe": settings, "steps_done": len(losses), "minutes": round(seconds / 60, 1), "every": window}
-    text = json.dumps({**record, "loss": [round(v, 5) for v in smooth]}, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n")
+    record["loss"] = [round(v, 5) for v in smooth]
+    forerunner = json.loads(file.read_text()) if recipe.warm and file.exists() else {}
+    earlier = forerunner.pop("earlier", [])
+    if forerunner and forerunner["loss"] != record["loss"]:  # the same where a finished run is started again
+        earlier = [*earlier, forerunner]
+    record["earlier"] = earlier
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", title=name, yscale="log")
-    axes.plot([i * window for i in range(len(smooth))], smooth)
+    start = 0
+    for run in (*earlier, record):
+        axes.plot([start + i * run["every"] for i in range(len(run["loss"]))], run["loss"])
+        start += run["steps_done"]
     figure.savefig(folder / f"{name}.png", dpi=80)
 
 
