@@ -21,6 +21,7 @@ from ...paths import ROOT, written_whole
 COMMAND = "python -m context_diffusion.evaluation.papers"
 NAMES = ("style-sets", "references", "blends", "settings", "control")
 STEPS = {"tiny-scenes": 15}  # every other model: 50
+QUICK = {"style-sets": 8, "references": 4, "blends": 2, "settings": 8, "control": 3}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompts", metavar="LIST", help="of style-sets: a name or a .toml file (default: the model's own)")
     add("--seeds", type=int, default=3, metavar="N", help="of style-sets: seeds of each set (default: %(default)s)")
     add("--steps", type=int, metavar="N", help="sampling steps (default: 15 offline, 50 else)")
+    add("--quick", action="store_true", help="few sets and one seed: the tables' shape in minutes, not to be quoted")
     add("--limit", type=int, metavar="N", help="only the first N sets, references or pairs; not to be quoted")
     add("--work", type=Path, default=ROOT / "build" / "evaluation", metavar="FOLDER", help="pictures and scores")
     add("--out", type=Path, metavar="FOLDER", help="tables and figures (default: figures/evaluation, or WORK/MODEL)")
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..bench import Bench
 
     bench = Bench(asked.model, steps=asked.steps or STEPS.get(asked.model, 50))
-    whole = asked.model == "tiny-scenes" and not (asked.limit or asked.steps or asked.prompts) and asked.seeds == 3
+    part = asked.quick or asked.limit or asked.steps or asked.prompts or asked.seeds != 3
+    whole = asked.model == "tiny-scenes" and not part
     out = asked.out or (ROOT / "figures" / "evaluation" if whole else asked.work / Path(asked.model).name)
     names = asked.names or list(NAMES)
     for name in names:
@@ -80,7 +83,11 @@ def protocol(name: str, bench, asked: argparse.Namespace):
         from .sets import StyleSets
 
         listed = asked.prompts or ("tiny-scenes" if bench.has("judge") else "hundred-styles")
-        return StyleSets(bench, load_prompts(listed)[: asked.limit], seeds=asked.seeds, listed=Path(listed).stem)
+        sets = load_prompts(listed)
+        if asked.quick:  # from end to end, so that all styles come in
+            sets = sets[:: max(1, len(sets) // QUICK[name])]
+        seeds = 1 if asked.quick else asked.seeds
+        return StyleSets(bench, sets[: asked.limit], seeds=seeds, listed=Path(listed).stem)
     module, kind = {
         "references": ("references", "StyleReferences"),
         "blends": ("blends", "StyleBlends"),
@@ -88,7 +95,8 @@ def protocol(name: str, bench, asked: argparse.Namespace):
         "control": ("control", "ControlScales"),
     }[name]
     made = getattr(importlib.import_module(f".{module}", __package__), kind)
-    return made(bench, **({"count": asked.limit} if asked.limit else {}))
+    count = asked.limit or (QUICK[name] if asked.quick else None)
+    return made(bench, **({"count": count} if count else {}))
 
 
 def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from .worlds import Ruler, mixture, palette_shares, real
 
 BLENDS = ("linear", "slerp", "attention")
 WEIGHTS = tuple(k / 8 for k in range(9))  # of the second reference
-GUIDANCES = (1.5, 6.0, 10.0)  # beside the model's own
+GUIDANCES = (1.5, 6.0)  # beside the model's own
 THIRDS = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.25, 0.25, 0.5))
 RULERS = ("CLIP", "DINO", "palette")
 SCORES = (
@@ -55,7 +55,7 @@ class StyleBlends:
 
     name = "blends"
 
-    def __init__(self, bench: Bench, *, count: int = 10) -> None:
+    def __init__(self, bench: Bench, *, count: int = 8) -> None:
         self.bench, self.count, self.scorers = bench, count, Scorers(bench)
         self.trajectory = lru_cache(maxsize=4)(self._trajectory)
 

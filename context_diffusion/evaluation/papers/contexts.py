@@ -47,7 +47,7 @@ class ContextSettings:
 
     name = "settings"
 
-    def __init__(self, bench: Bench, *, count: int = 60, seeds: int = 4) -> None:
+    def __init__(self, bench: Bench, *, count: int = 40, seeds: int = 2) -> None:
         self.bench, self.count, self.seeds, self.scorers = bench, count, seeds, Scorers(bench)
 
     def about(self) -> dict:

@@ -50,7 +50,7 @@ class ControlScales:
 
     name = "control"
 
-    def __init__(self, bench: Bench, *, count: int = 20) -> None:
+    def __init__(self, bench: Bench, *, count: int = 12) -> None:
         self.bench, self.count, self.scorers = bench, count, Scorers(bench)
         self.trajectory = lru_cache(maxsize=4)(self._trajectory)
 
