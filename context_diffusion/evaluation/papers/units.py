@@ -20,11 +20,12 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...metrics import Estimate, estimate_difference, estimate_mean
+from ...metrics import Estimate, estimate_difference, estimate_mean, estimate_rate
 from ...paths import written_whole
 from ..report import Report
 
 Scores = dict[str, list[float]]
+RATES = ("object", "style", "leakage")  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Results:
     def estimates(self, setting: str, scores: Sequence[str]) -> dict[str, Estimate]:
         """Estimate every score that was measured under a setting; the index is what is resampled."""
         measured = {score: self.values(setting, score) for score in scores}
-        return {score: estimate_mean(*found) for score, found in measured.items() if found[0]}
+        kinds = {score: estimate_rate if score in RATES else estimate_mean for score in scores}
+        return {score: kinds[score](*found) for score, found in measured.items() if found[0]}
 
     def difference(self, first: str, second: str, score: str) -> Estimate | None:
         """Estimate ``first - second``, paired unit by unit; None where the score was not measured."""
