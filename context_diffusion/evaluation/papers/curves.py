@@ -35,6 +35,23 @@ def curves(
     return picture_of(figure)
 
 
+def points(rows: Mapping[str, Mapping[str, Estimate]], scores: Sequence[str]) -> Image.Image:
+    """Draw a panel for each score: a line for each row, its value and interval."""
+    figure = Figure(figsize=(1.8 + 2.3 * len(scores), 0.6 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axis, score in zip(axes, scores, strict=True):
+        for line, row in enumerate(rows.values()):
+            if score in row:
+                e = row[score]
+                axis.errorbar(
+                    e.value, line, xerr=[[e.value - e.low], [e.high - e.value]], marker="o", capsize=3, color="#1f6f8b"
+                )
+        axis.set(title=score, yticks=range(len(rows)), yticklabels=list(rows))
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    return picture_of(figure)
+
+
 def with_error(axis, points: Mapping[float, Estimate], **style) -> None:
     """Draw estimates with their intervals."""
     values = [e.value for e in points.values()]

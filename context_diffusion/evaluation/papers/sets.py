@@ -20,6 +20,7 @@ from ..context import estimate_ratio
 from ..report import Report
 from ..unseen import SETS, seed_of, style_draw
 from .claims import Claim, decide
+from .curves import points
 from .prompts import PromptSet
 from .scorers import Scorers, fingerprint, object_class
 from .tables import Table, published
@@ -38,7 +39,7 @@ SETTINGS: Mapping[str, dict[str, Any] | None] = {
 REAL, REAL_OTHERS = "real scenes, one style draw", "real scenes, other draws"  # what the scores say of the truth
 SCORES = ("DINO", "CLIP, object", "CLIP, prompt", "palette distance", "object", "style", "leakage")
 LOWER_IS_BETTER = ("palette distance", "leakage")
-SHOWN = 8  # sets of the figure
+SHOWN, SHOWN_SCORES = 8, ("DINO", "palette distance", "CLIP, object", "object")  # sets and scores of the figures
 
 
 class StyleSets:
@@ -107,6 +108,7 @@ class StyleSets:
         add_aims(report, results)
         report.add_table("scores", Table("StyleAligned, Table 2", rows, published("style-sets"), LOWER_IS_BETTER))
         report.claims = claims(results)
+        report.sheets["points"] = points(rows, [score for score in SHOWN_SCORES if score in rows[PLAIN]])
         report.sheets["pictures"] = self.sheet(results)
         return report
 
