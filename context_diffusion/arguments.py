@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from .checkpoints import Model
+from .fusion import FusedPrompt, Source, fuse_prompts
 from .images import load_image
 from .weights import normalized_weights
 
@@ -88,6 +89,14 @@ def as_list(images: object) -> list:
         return list(images) if images.ndim == 4 else [images]
     single = isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable)
     return [images] if single else list(images)
+
+
+def as_text(prompt: str | Source | FusedPrompt | Iterable, tokenizer) -> str:
+    """Take a prompt as it is, or make one of several sources within the text encoder's length."""
+    if isinstance(prompt, (str, FusedPrompt)):
+        return str(prompt)
+    sources = [prompt] if isinstance(prompt, Source) else list(prompt)
+    return fuse_prompts(sources, tokenizer=tokenizer).text if sources else ""
 
 
 def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from .arguments import Request, check_request
+from .arguments import Request, as_text, check_request
 from .checkpoints import DEFAULT, Model, as_pipeline, find_model, find_part, load_pipeline, place
 from .conditioning import AdapterContexts, ColourContexts, TokenContexts
+from .fusion import FusedPrompt, Source
 from .images import ImageLike, resize
 from .layout import Layouts, Plan
 
@@ -62,7 +63,7 @@ class ContextDiffusion:
         self,
         query_image: ImageLike | None = None,
         context_images: ImageLike | Iterable[ImageLike] = (),
-        prompt: str = "",
+        prompt: str | Source | FusedPrompt | Iterable = "",
         *,
         negative_prompt: str = "",
         layout: Layout | None = None,
@@ -81,7 +82,8 @@ class ContextDiffusion:
     ) -> Image.Image | list[Image.Image]:
         """Draw a picture with the query's layout, the contexts' style, and what the prompt says.
 
-        Each of the three may be missing, not all. Images are paths, PIL images, arrays, tensors, or what
+        Each of the three may be missing, not all. The prompt is a text, or sources of one (texts, pictures, the
+        weather: see :func:`context_diffusion.fuse_prompts`). Images are paths, PIL images, arrays, tensors, or what
         ``load_image_as_tensor`` returned. ``layout`` says how the query acts: by its ``"canny"`` edges or its
         ``"depth"`` (ControlNet, times ``control_scale``), or as the start of ``"img2img"``; the default is canny where
         such a ControlNet is at hand. ``strength`` in [0, 1]: 1 starts from noise, less from the noised query; less
@@ -91,6 +93,7 @@ class ContextDiffusion:
 
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.
         """
+        prompt = as_text(prompt, self.pipeline.tokenizer)
         request = check_request(
             self.pipeline, self.model, query_image, context_images, prompt=prompt, negative_prompt=negative_prompt,
             layout=layout, control_scale=control_scale, weights=weights, strength=strength,

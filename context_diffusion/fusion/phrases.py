@@ -1,0 +1,94 @@
+"""A sentence in phrases: the pieces that can be left out of a prompt without breaking what stays."""
+
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+JOINING = frozenset((
+    "a", "an", "the", "of", "to", "and", "or", "is", "are", "was", "were", "be", "been", "it", "its", "this", "that",
+    "there", "with", "some",
+))  # fmt: skip
+BEFORE_PLACES = frozenset((
+    "in", "on", "at", "by", "with", "under", "over", "among", "near", "beside", "behind", "between", "above", "below",
+    "through", "during", "while", "after", "before", "against", "along", "across", "around", "into", "from",
+))  # fmt: skip
+USED = "used"
+_BETWEEN_CLAUSES = re.compile(r"[,;!?\n]+|[.:](?=\s|$)|\s[-–—]+\s")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A few words, the number of the clause they belong to, and what became of them in a prompt."""
+
+    text: str
+    clause: int = 0
+    fate: str = USED
+
+    def with_fate(self, fate: str) -> "Phrase":
+        """Give the same phrase another fate."""
+        return replace(self, fate=fate)
+
+
+def split_phrases(text: str) -> list[Phrase]:
+    """Split a text at commas and ends of sentences, and before words like "in", "under", "with".
+
+    No phrase is without a word of its own meaning: "in front of the house" stays whole.
+
+    >>> [phrase.text for phrase in split_phrases("a boat among hills, watercolor style")]
+    ['a boat', 'among hills', 'watercolor style']
+    """
+    phrases = []
+    for number, clause in enumerate(_BETWEEN_CLAUSES.split(text)):
+        pieces: list[list[str]] = [[]]
+        for word in clause.split():
+            if bare(word) in BEFORE_PLACES and meanings(" ".join(pieces[-1])):
+                pieces.append([])
+            pieces[-1].append(word)
+        if len(pieces) > 1 and not meanings(" ".join(pieces[-1])):  # a preposition at the end
+            last = pieces.pop()
+            pieces[-1] += last
+        phrases += [Phrase(" ".join(piece), number) for piece in pieces if meanings(" ".join(piece))]
+    return phrases
+
+
+def join_phrases(phrases: list[Phrase]) -> str:
+    """Put phrases together again: those of one clause with a space between them, others with a comma."""
+    text = ""
+    for before, phrase in zip([None, *phrases], phrases, strict=False):
+        text += ("" if before is None else " " if before.clause == phrase.clause else ", ") + phrase.text
+    return text
+
+
+def shortened(phrase: Phrase, words: int, fate: str) -> Iterator[list[Phrase]]:
+    """Offer a phrase of at most ``words`` words and the ``fate`` of its rest, the longest first.
+
+    What is kept ends in a word with a meaning of its own.
+    """
+    said = phrase.text.split()
+    for end in range(min(words, len(said) - 1), 0, -1):
+        if meanings(said[end - 1]):
+            kept, rest = " ".join(said[:end]), " ".join(said[end:])
+            yield [replace(phrase, text=kept), replace(phrase, text=rest, fate=fate)]
+
+
+def bare(word: str) -> str:
+    """Give a word in lower case without the punctuation around it."""
+    return word.casefold().strip(string.punctuation + "“”‘’«»…")
+
+
+def meanings(text: str) -> frozenset[str]:
+    """The words of a text that carry meaning: articles, prepositions and the like left out."""
+    return frozenset(bare(word) for word in text.split()) - JOINING - BEFORE_PLACES - {""}
+
+
+@cache
+def exclusive_phrases() -> dict[str, str]:
+    """Phrases of the offline world of which a picture has one: phrase -> ``"background"``, ``"palette"``, ..."""
+    from ..scenes.vocabulary import PALETTE_FAMILIES, PLACES, STYLES, SUN
+
+    kinds = {phrase: "background" for places in PLACES.values() for phrase in places if phrase}
+    kinds |= {f"{family} colors": "palette" for family in PALETTE_FAMILIES}
+    kinds |= {f"{style} style": "style" for style in STYLES}
+    return kinds | dict.fromkeys(SUN, "sun")

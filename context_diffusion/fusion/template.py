@@ -1,0 +1,69 @@
+"""Where the words of a prompt go, and how many tokens they are."""
+
+import re
+import string
+from collections.abc import Callable, Mapping
+
+from .phrases import USED, Phrase, join_phrases
+
+ALL = "prompt"  # the field of every source that has no field of its own
+
+
+def check_template(template: str, sources: int) -> None:
+    """Raise ``ValueError`` unless a template can be read and every source has its place in it."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A template is a text with {{prompt}} in it, braces in pairs; got {template!r}.") from error
+    fields = [name for _, name, *_ in parsed if name is not None]
+    bad = [name for name in fields if name != ALL and not (name.isdecimal() and int(name) < sources)]
+    if bad or any(form or conversion for _, _, form, conversion in parsed):
+        raise ValueError(
+            f"A template's fields are {{prompt}} and the numbers of sources, {{0}} to {{{sources - 1}}}, with nothing "
+            f"else in the braces; got {template!r}."
+        )
+    placeless = [] if ALL in fields else [str(number) for number in range(sources) if str(number) not in fields]
+    if placeless:
+        raise ValueError(f"The template {template!r} has no place for source {', '.join(placeless)}: add {{prompt}}.")
+
+
+def literal_text(template: str) -> str:
+    """Give what a template itself says."""
+    return " ".join(text for text, *_ in string.Formatter().parse(template))
+
+
+def fill_template(template: str, said: Mapping[int, list[Phrase]]) -> str:
+    """Put the used phrases of each source into its field, the others' into ``{prompt}``, in the order of ``said``.
+
+    Commas that an empty field leaves behind are taken out.
+    """
+    parsed = [(text, name) for text, name, *_ in string.Formatter().parse(template)]
+    used = {str(i): join_phrases([phrase for phrase in phrases if phrase.fate == USED]) for i, phrases in said.items()}
+    own = {name for _, name in parsed}
+    values = used | {ALL: ", ".join(text for number, text in used.items() if text and number not in own)}
+    filled = "".join(text + ("" if name is None else values[name]) for text, name in parsed)
+    return re.sub(r"\s*,(?:\s*,)+", ",", re.sub(r"\s+", " ", filled)).strip(" ,")
+
+
+def token_counter(tokenizer=None, max_tokens: int | None = None) -> tuple[Callable[[str], int], int]:
+    """Choose how tokens are counted, start and end among them, and how many there may be.
+
+    By the tokenizer given; with a number alone, words and marks are counted; with neither, by the offline model's.
+    """
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 3):
+        raise ValueError(f"max_tokens is a whole number of at least 3 (start, a word, end); got {max_tokens!r}.")
+    if tokenizer is None and max_tokens is not None:
+        return (lambda text: len(re.findall(r"\w+|[^\w\s]", text)) + 2), max_tokens
+    if tokenizer is None:
+        tokenizer = _offline_tokenizer()
+    limit = min(tokenizer.model_max_length, tokenizer.model_max_length if max_tokens is None else max_tokens)
+    return (lambda text: len(tokenizer(text, truncation=False, verbose=False)["input_ids"])), limit
+
+
+def _offline_tokenizer():
+    from transformers import CLIPTokenizer
+
+    from ..checkpoints import load_part
+    from ..paths import TINY_SCENES
+
+    return load_part(CLIPTokenizer, str(TINY_SCENES / "tokenizer"), dtype=None)
