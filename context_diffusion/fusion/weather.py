@@ -1,0 +1,133 @@
+"""The weather at a place as words: OpenWeatherMap with a key, Open-Meteo without one, or a recorded answer.
+
+    weather = WeatherSource("Lisbon", provider="open-meteo")
+    weather = WeatherSource(recorded="data/weather/rain-at-dusk.json")      # no network
+
+The key of OpenWeatherMap comes from the environment variable ``OPENWEATHER_API_KEY`` and is never shown.
+"""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .client import Patience, get_json
+from .description import Description
+from .weather_answers import NAMES, number_at, read_weather
+
+KEY_VARIABLE = "OPENWEATHER_API_KEY"
+
+Place = str | tuple[float, float]  # a name, or latitude and longitude in degrees
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A weather service: its name for people, its address, and that of its search for places."""
+
+    name: str
+    url: str
+    places: str = ""
+
+
+PROVIDERS = {
+    "openweathermap": Provider(NAMES[0], "https://api.openweathermap.org/data/2.5/weather"),
+    "open-meteo": Provider(
+        NAMES[1], "https://api.open-meteo.com/v1/forecast", "https://geocoding-api.open-meteo.com/v1/search"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class WeatherSource:
+    """The weather at a ``place`` (a name, or latitude and longitude), or a ``recorded`` answer, as a source of words.
+
+    ``vocabulary`` is ``"offline"`` for words that the offline model knows, ``"open"`` for plain English. Nothing is
+    asked before :meth:`describe`.
+    """
+
+    place: Place | None = None
+    recorded: str | os.PathLike | None = None
+    provider: str = "openweathermap"
+    vocabulary: Literal["offline", "open"] = "offline"
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        if (self.place is None) == (self.recorded is None):
+            raise ValueError("Give a place, such as 'Lisbon' or (38.7, -9.1), or a recorded answer: one of the two.")
+        if self.vocabulary not in ("offline", "open"):
+            raise ValueError(f"vocabulary is 'offline' or 'open', not {self.vocabulary!r}.")
+        _provider(self.provider)
+        if self.place is not None:
+            check_place(self.place)
+
+    def describe(self) -> Description:
+        """Ask or read, and put it into words; raises as :func:`fetch_weather` and :func:`read_weather` do."""
+        if self.recorded is not None:
+            weather, origin = read_weather(self.recorded), f"recorded in {Path(self.recorded).name}"
+        else:
+            weather, origin = read_weather(fetch_weather(self.place, self.provider, self.patience)), "now"
+        where = weather.place or str(self.place or "an unnamed place")
+        measured = f"{weather.words('open')}, {weather.celsius:.1f} degrees Celsius"
+        return Description(
+            weather.words(self.vocabulary), 1.0, f"weather in {where} ({weather.provider}, {origin})", (measured,)
+        )
+
+
+def fetch_weather(place: Place, provider: str = "openweathermap", patience: Patience | None = None) -> dict:
+    """Ask a service for the weather at a place now, and return its answer as it is.
+
+    Raises ``ValueError`` for a place or key that is none, ``PermissionError`` for a key that is refused,
+    ``TimeoutError`` or ``ConnectionError`` where no answer can be had; the key is in none of the messages.
+    """
+    service, named = _provider(provider), isinstance(check_place(place), str)
+    if service.places:
+        latitude, longitude = _coordinates(service, place, patience) if named else place
+        fields = {"current": "temperature_2m,weather_code,is_day", "daily": "sunrise,sunset", "forecast_days": 1}
+        where = {"latitude": latitude, "longitude": longitude, "timezone": "auto", "timeformat": "unixtime"}
+        return get_json(service.name, service.url, where | fields, patience=patience)
+    key = api_key()
+    where = {"q": place} if named else {"lat": place[0], "lon": place[1]}
+    question = where | {"units": "metric", "appid": key}
+    return get_json(service.name, service.url, question, secret=key, patience=patience)
+
+
+def api_key() -> str:
+    """Read OpenWeatherMap's key from the environment; raise ``ValueError`` without showing it if it can be none."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key:
+        raise ValueError(
+            f"OpenWeatherMap needs a key: set the environment variable {KEY_VARIABLE}, take provider='open-meteo', "
+            "which needs none, or a recorded answer (data/weather/)."
+        )
+    if not (key.isascii() and key.isalnum() and 8 <= len(key) <= 128):
+        raise ValueError(f"{KEY_VARIABLE} holds no key: one is made of letters and digits, 32 of them.")
+    return key
+
+
+def check_place(place: Place) -> Place:
+    """Return a place if it is a name, or a latitude in [-90, 90] and a longitude in [-180, 180]."""
+    if isinstance(place, str) and 0 < len(place.strip()) <= 100:
+        return place
+    if isinstance(place, tuple) and len(place) == 2:
+        numbers = all(isinstance(side, (int, float)) and math.isfinite(side) for side in place)
+        if numbers and abs(place[0]) <= 90 and abs(place[1]) <= 180:
+            return place
+    raise ValueError(
+        "A place is a name such as 'Lisbon' or 'Lisbon,PT', or (latitude, longitude) in degrees, such as (38.7, -9.1); "
+        f"got {place!r:.80}."
+    )
+
+
+def _provider(name: str) -> Provider:
+    if name not in PROVIDERS:
+        raise ValueError(f"There is no weather provider {name!r}; take {' or '.join(map(repr, PROVIDERS))}.")
+    return PROVIDERS[name]
+
+
+def _coordinates(service: Provider, place: str, patience: Patience | None) -> tuple[float, float]:
+    """Ask where a place is: the first, and so the largest, of that name."""
+    answer = get_json(service.name, service.places, {"name": place, "count": 1}, patience=patience)
+    if not answer.get("results"):
+        raise ValueError(f"{service.name} knows no place {place!r}; try its English name, or (latitude, longitude).")
+    return tuple(number_at(answer, service.name, "results", 0, axis) for axis in ("latitude", "longitude"))
