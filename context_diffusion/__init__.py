@@ -19,10 +19,14 @@ _HOME = {  # public name -> the module that holds it
     "style_aligned": "attention",
     "ddim_invert": "inversion",
     "Trajectory": "inversion",
+    "fuse_prompts": "fusion.prompt",
+    "Description": "fusion.description",
+    "ImageSource": "fusion.caption",
+    "WeatherSource": "fusion.weather",
 }
 _MODULES = {
-    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "images", "reading",
-    "inversion", "metrics", "notebook", "plotting", "projector", "scenes", "training", "widgets",
+    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "fusion", "images",
+    "inversion", "metrics", "notebook", "plotting", "projector", "reading", "scenes", "training", "widgets",
 }  # fmt: skip
 
 __all__ = sorted({*_HOME, *_MODULES})

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 TINY_SCENES = DATA / "checkpoints" / "tiny-scenes"
+TINY_FUSION = DATA / "checkpoints" / "tiny-fusion"
 
 
 @contextmanager

@@ -7,10 +7,13 @@ and ``python -m context_diffusion.evaluation.offline`` first.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..paths import ROOT, TINY_SCENES, written_whole
+from .offline import PROTOCOLS
 
+FUSION_PROTOCOLS = ("captions",)  # scores of tiny-fusion, which has a card of its own
 COMPONENTS = {  # record of the run -> folders, class, what it learned from
     "vae": ("vae", "AutoencoderKL", "pictures"),
     "clip": ("clip, text_encoder, image_encoder", "CLIPModel", "pictures and captions"),
@@ -82,12 +85,12 @@ HISTORY = """These weights took three stretches: 3,500 steps on the schedule tha
 The ControlNets were trained beside the U-Net, on its state at the time."""
 
 
-def training_table() -> str:
-    """One row for each run on record."""
+def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, models: Path = TINY_SCENES) -> str:
+    """One row for each run on record whose weights are in the folder of ``models``."""
     rows = ["| folder | class | learned from | steps | batch | minutes |", "|---|---|---|---|---|---|"]
-    for name, (folder, kind, source) in COMPONENTS.items():
+    for name, (folder, kind, source) in components.items():
         file = ROOT / "figures" / "training" / f"{name}.json"
-        if file.is_file() and (TINY_SCENES / folder.split(",")[0]).is_dir():
+        if file.is_file() and (models / folder.split(",")[0]).is_dir():
             last = json.loads(file.read_text())
             runs = [*last.get("earlier", []), last]
             steps = " + ".join(f"{run['steps_done']:,}" for run in runs)
@@ -97,10 +100,12 @@ def training_table() -> str:
     return "\n".join(rows)
 
 
-def score_table(folder: Path = ROOT / "figures" / "offline") -> str:
-    """One row for each number on record, protocol by protocol."""
+def score_table(folder: Path = ROOT / "figures" / "offline", protocols: Sequence[str] | None = None) -> str:
+    """One row for each number on record, protocol by protocol; all of them, or those of some ``protocols``."""
     rows = ["| protocol | score | value | 95 % interval | n | aim |", "|---|---|---|---|---|---|"]
     for file in sorted(folder.glob("*.json")):
+        if protocols is not None and file.stem not in protocols:
+            continue
         record = json.loads(file.read_text())
         for number in record["numbers"]:
             low, high = (number.get(bound) for bound in ("low", "high"))
@@ -117,8 +122,9 @@ def score_table(folder: Path = ROOT / "figures" / "offline") -> str:
 def main() -> None:
     """Write the card."""
     target = TINY_SCENES / "README.md"
+    scores = score_table(protocols=[name for name in PROTOCOLS if name not in FUSION_PROTOCOLS])
     with written_whole(target) as temporary:
-        temporary.write_text(TEXT.format(training=training_table(), scores=score_table(), history=HISTORY))
+        temporary.write_text(TEXT.format(training=training_table(), scores=scores, history=HISTORY))
     print(target.relative_to(ROOT))
 
 

@@ -1,0 +1,147 @@
+"""A picture as words: BLIP (Li et al. 2022), the offline one or one of the hub."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..checkpoints import load_part
+from ..encoders import vision_inputs
+from ..images import ImageLike, load_image, resize, to_tensor
+from ..metrics.inputs import batched
+from ..paths import TINY_FUSION
+from .description import Description
+
+OFFLINE = "tiny-fusion"
+CAPTIONERS = {  # name -> folder or repository id
+    OFFLINE: str(TINY_FUSION / "captioner"),
+    "blip": "Salesforce/blip-image-captioning-large",  # 1.9 GB, BSD-3-Clause
+}
+MAX_WORDS = 40  # tokens of a caption at most
+BATCH_SIZE = 32
+
+
+class Captioner:
+    """A captioning network with its tokenizer and preprocessing; call it with an image.
+
+    >>> caption = Captioner.from_pretrained()  # doctest: +SKIP
+    >>> caption("boat.png").text  # doctest: +SKIP
+    'a boat among hills, flat style'
+    """
+
+    def __init__(self, network: torch.nn.Module, tokenizer, preprocess: Callable[[ImageLike], Float[Tensor, "3 h w"]]):
+        self.network, self.tokenizer, self.preprocess = network, tokenizer, preprocess
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "Captioner":
+        """Load ``"tiny-fusion"`` (offline), ``"blip"`` (hub), a folder, or a repository id of a BLIP.
+
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+        """
+        from transformers import AutoTokenizer, BlipForConditionalGeneration
+
+        location = find_captioner(name)
+        network = load_part(BlipForConditionalGeneration, location).eval().requires_grad_(False).to(device)
+        tokenizer = load_part(AutoTokenizer, location, dtype=None)
+        return cls(network, tokenizer, _preprocessing(location, network))
+
+    def __call__(self, image: ImageLike) -> Description:
+        """Say what one picture shows; raises as ``load_image`` does."""
+        return self.describe_all([image])[0]
+
+    @torch.inference_mode()
+    def describe_all(self, images: Iterable[ImageLike]) -> list[Description]:
+        """Say what each picture shows, always by the likeliest next word.
+
+        The confidence is the geometric mean of the words' probabilities, exp(1/n sum_k log p_k), the end among them.
+        """
+        said = []
+        for batch in batched(list(images), BATCH_SIZE):
+            pixels = torch.stack([self.preprocess(image) for image in batch]).to(self.network.device)
+            longest = min(MAX_WORDS, self.network.config.text_config.max_position_embeddings - 1)
+            written = self.network.generate(
+                pixel_values=pixels, max_new_tokens=longest, do_sample=False, num_beams=1, output_scores=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+            tokens = written.sequences[:, 1:]  # without the start
+            logits = torch.stack(written.scores, dim=1).float()
+            sure = confidence(logits, tokens, self.network.config.text_config.sep_token_id)
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            said += [
+                Description(text.replace(" ,", ",").strip(), value, f"caption of {_name(image)}")
+                for text, value, image in zip(texts, sure.tolist(), batch, strict=True)
+            ]
+        return said
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A picture as a source of words; ``captioner`` is a :class:`Captioner` or the name of one."""
+
+    image: ImageLike
+    captioner: Captioner | str | Path = OFFLINE
+
+    def describe(self) -> Description:
+        """Caption the picture; raises as ``load_image`` and :meth:`Captioner.from_pretrained` do."""
+        picture = load_image(self.image)  # before any model is loaded
+        captioner = self.captioner if isinstance(self.captioner, Captioner) else _loaded(str(self.captioner))
+        said = captioner(picture)
+        return Description(said.text, said.confidence, f"caption of {_name(self.image)}")
+
+
+def confidence(
+    logits: Float[Tensor, "texts length words"], tokens: Int[Tensor, "texts length"], end: int
+) -> Float[Tensor, " texts"]:
+    """Geometric mean of the probabilities of the ``tokens`` written, up to and with the first ``end`` of each text."""
+    chosen = logits.log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
+    ends = (tokens == end).int()
+    counted = (ends.cumsum(dim=1) - ends == 0).float()
+    return (torch.where(counted > 0, chosen, 0.0).sum(dim=1) / counted.sum(dim=1)).exp().clamp(max=1.0)
+
+
+def find_captioner(name: str | Path) -> str:
+    """Say where a captioner lives: a folder or a repository id; raise what teaches where there is none."""
+    location = Path(CAPTIONERS.get(str(name), str(name))).expanduser()
+    if location.is_dir():
+        if not (location / "config.json").is_file():
+            raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
+        return str(location)
+    if str(name) == OFFLINE:
+        raise FileNotFoundError(
+            f"The offline captioner is not at {location}; `python -m context_diffusion.training.captioner` trains it."
+        )
+    if str(name) in CAPTIONERS or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return CAPTIONERS.get(str(name), str(name))
+    near = difflib.get_close_matches(str(name), CAPTIONERS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(
+        f"There is no captioner {str(name)!r}: give {' or '.join(CAPTIONERS)}, an existing folder, or owner/name{hint}"
+    )
+
+
+@cache
+def _loaded(name: str) -> Captioner:
+    return Captioner.from_pretrained(name)
+
+
+def _name(image: ImageLike) -> str:
+    return Path(image).name if isinstance(image, (str, os.PathLike)) else "a picture"
+
+
+def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 h w"]]:
+    """Choose a captioner's input: by its image processor, or dynamically normalized as the offline one is trained."""
+    folder = Path(location)
+    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+        side = network.config.vision_config.image_size
+        return lambda image: vision_inputs(to_tensor(resize(image, 2 * side))[None], side)[0][0]
+    from transformers import AutoImageProcessor
+
+    processor = load_part(AutoImageProcessor, location, dtype=None, backend="pil")
+    return lambda image: processor(load_image(image), return_tensors="pt")["pixel_values"][0]
