@@ -63,10 +63,12 @@ train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.depth
 	$(RUN) -m context_diffusion.training.dino
 	$(RUN) -m context_diffusion.training.judge
+	$(RUN) -m context_diffusion.training.captioner
 
 evaluate: $(DEV)
 	$(RUN) -m context_diffusion.evaluation.offline
 	$(RUN) -m context_diffusion.evaluation.card
+	$(RUN) -m context_diffusion.evaluation.fusion_card
 
 clean:
 	rm -rf build out .pytest_cache .ruff_cache .hypothesis
