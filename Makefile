@@ -5,7 +5,7 @@
 #   make lint       ruff, codespell, and that the notebooks are stripped
 #   make lab        JupyterLab on the lessons
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
-#   make figures    the pictures of the README and the opening picture of each lesson        -> figures/
+#   make figures    those pictures of README, lessons and scores whose inputs changed        -> figures/
 #   make train      the offline models, all components in order (resumable)                  -> data/checkpoints/
 #   make evaluate   the scores of the offline models, and their model card, with intervals and sheets            -> figures/offline/
 #
@@ -50,8 +50,7 @@ notebooks: $(DEV)
 	$(RUN) -m nbconvert --to html --output-dir build/notebooks build/notebooks/*.ipynb
 
 figures: $(DEV)
-	$(RUN) -m context_diffusion.evaluation.figures
-	$(RUN) -m benchmarks.lesson_figures
+	$(RUN) -m context_diffusion.evaluation.manifest
 
 train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.vae
@@ -68,6 +67,7 @@ train: $(RUNTIME)
 evaluate: $(DEV)
 	$(RUN) -m context_diffusion.evaluation.offline
 	$(RUN) -m context_diffusion.evaluation.card
+	$(RUN) -m context_diffusion.evaluation.manifest --accept offline
 	$(RUN) -m context_diffusion.evaluation.fusion_card
 
 clean:

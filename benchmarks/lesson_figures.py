@@ -1,7 +1,8 @@
 """Execute lessons and keep the picture that each one opens with.
 
-    python -m benchmarks.lesson_figures            # all of them
-    python -m benchmarks.lesson_figures 01 09      # some, by number
+    python -m benchmarks.lesson_figures                         # all of them
+    python -m benchmarks.lesson_figures 01 09                   # some, by number
+    python -m benchmarks.lesson_figures 01 --out build/here     # the picture to another folder
 
 A lesson's first cell links its opening picture, ``![...](../figures/....webp)``; the code cell that draws it carries
 the tag ``figure``. With better weights in place, running this again brings the pages up to date. The executed
@@ -54,20 +55,23 @@ def main() -> None:
     """Execute, keep the executed notebook, write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="lessons, e.g. 01 09 (default: all)")
-    wanted = parser.parse_args().numbers
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: where the page looks)")
+    asked = parser.parse_args()
+    lessons = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    if unknown := sorted(set(asked.numbers) - set(lessons)):
+        parser.error(f"no lesson has the number {', '.join(unknown)}; there are {', '.join(lessons)}")
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        if wanted and path.name[:2] not in wanted:
-            continue
+    for path in (lessons[number] for number in asked.numbers or lessons):
         start = time.perf_counter()
         notebook = execute(path)
         nbformat.write(notebook, EXECUTED / path.name)
         figure, file = tagged_figure(notebook), opening_picture(notebook, path.parent)
         note = "no opening picture"
         if figure is not None and file is not None:
+            file = asked.out.resolve() / file.name if asked.out else file
             save_image(figure, file, quality=88, method=6)
             size = file.stat().st_size
-            note = f"{file.relative_to(ROOT)}, {size / 1000:.0f} kB"
+            note = f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}, {size / 1000:.0f} kB"
             if size > LARGEST:
                 raise SystemExit(f"{note}: an opening picture has at most {LARGEST / 1000:.0f} kB.")
         print(f"{path.name}: {time.perf_counter() - start:.0f} s; {note}")

@@ -1,6 +1,7 @@
 """The two pictures of the README.
 
-    python -m context_diffusion.evaluation.figures            # -> figures/world.webp, figures/demo.webp
+    python -m context_diffusion.evaluation.figures                           # -> figures/world.webp, figures/demo.webp
+    python -m context_diffusion.evaluation.figures world --out build/here    # -> build/here/world.webp
 
 Objects, styles and seeds are consecutive; nothing is picked.
 """
@@ -52,11 +53,15 @@ def main() -> None:
     """Draw all figures, or those named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(FIGURES)} (default: all)")
-    names = parser.parse_args().names or list(FIGURES)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "figures", metavar="FOLDER", help="where to write (default: figures)"
+    )
+    asked = parser.parse_args()
+    names = asked.names or list(FIGURES)
     if unknown := set(names) - set(FIGURES):
         parser.error(f"no figure is named {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
     for name in names:
-        print(save_sheet(FIGURES[name](), Path(ROOT) / "figures" / f"{name}.webp"))
+        print(save_sheet(FIGURES[name](), asked.out / f"{name}.webp"))
 
 
 if __name__ == "__main__":
