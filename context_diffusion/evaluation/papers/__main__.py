@@ -99,6 +99,19 @@ def protocol(name: str, bench, asked: argparse.Namespace):
     return made(bench, **({"count": count} if count else {}))
 
 
+def command(name: str, arguments: Sequence[str]) -> str:
+    """The command that makes one protocol's record, without the folders, which change nothing in it.
+
+    >>> command("blends", ["blends", "settings", "--limit", "2", "--out", "here"])
+    'python -m context_diffusion.evaluation.papers blends --limit 2'
+    """
+    kept, skipped = [name], ("--out", "--work")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if word not in NAMES and before not in skipped and not word.startswith(skipped):
+            kept.append(word)
+    return f"{COMMAND} {' '.join(kept)}"
+
+
 def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[str]) -> None:
     """Work through one protocol; print its table and write its files once everybody's part is there."""
     from .units import work
@@ -110,7 +123,7 @@ def run(name: str, protocol, work_folder: Path, out: Path, arguments: Sequence[s
         print(f"{name}: this process's share is done ({minutes:.0f} min); others are still at work on theirs.")
         return
     report = protocol.report(results)
-    about = {"protocol": name, "command": f"{COMMAND} {' '.join(arguments)}".strip(), "interval": "95 %"}
+    about = {"protocol": name, "command": command(name, arguments), "interval": "95 %"}
     print(f"\n{name} ({minutes:.1f} min)\n{report.table()}")
     values = out / f"{name}-units.csv"
     with written_whole(values) as temporary:
