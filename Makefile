@@ -7,7 +7,8 @@
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
 #   make figures    those pictures of README, lessons and scores whose inputs changed        -> figures/
 #   make train      the offline models, all components in order (resumable)                  -> data/checkpoints/
-#   make evaluate   the scores of the offline models, and their model card, with intervals and sheets            -> figures/offline/
+#   make evaluate   the scores and model cards of the offline models; the papers' tables from few sets  -> figures/offline/
+#   make papers     the papers' tables in full, hours on two cores, resumable                -> figures/evaluation/
 #
 # Variables: PYTHON (3.11 or newer), VENV (where the environment goes), PIP_ARGS (for pip install, e.g. another index),
 # WORKERS (processes of the tests), OMP_NUM_THREADS (threads; respected by everything).
@@ -26,7 +27,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 CONSTRAINTS := $(if $(filter-out 0,$(HAS_GPU)),,-c constraints-cpu.txt)
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(CONSTRAINTS)
 
-.PHONY: demo test lint lab notebooks figures train evaluate clean
+.PHONY: demo test lint lab notebooks figures train evaluate papers clean
 .DELETE_ON_ERROR:
 
 demo: $(RUNTIME)
@@ -69,6 +70,11 @@ evaluate: $(DEV)
 	$(RUN) -m context_diffusion.evaluation.card
 	$(RUN) -m context_diffusion.evaluation.manifest --accept offline
 	$(RUN) -m context_diffusion.evaluation.fusion_card
+	$(RUN) -m context_diffusion.evaluation.papers --quick
+
+papers: $(DEV)
+	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m context_diffusion.evaluation.papers
+	$(RUN) -m context_diffusion.evaluation.manifest --accept evaluation
 
 clean:
 	rm -rf build out .pytest_cache .ruff_cache .hypothesis
