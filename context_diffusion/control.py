@@ -13,6 +13,7 @@ from .checkpoints import DEFAULT, find_model, find_part, load_part
 from .images import ImageLike, load_image, resize, to_tensor
 
 LAYOUTS = ("canny", "depth")
+METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that give distance in metres, not nearness
 
 
 def canny_map(
@@ -20,9 +21,10 @@ def canny_map(
 ) -> Float[Tensor, "height width"]:
     """Find edges after Canny (1986): float32, 1 on an edge and 0 elsewhere, of the image's own size.
 
-    ``low`` and ``high`` are the hysteresis thresholds on the gradient of 8-bit grey levels (0 to about 1442): an edge
-    starts above ``high`` and is followed down to ``low``. ``blur`` is the standard deviation, in pixels, of a Gaussian
-    before it: raise it where texture gives more edges than shape. Raises ``ValueError`` unless 0 <= low <= high.
+    ``low`` and ``high`` are the hysteresis thresholds on the gradient of 8-bit grey levels (OpenCV's |dx| + |dy| by
+    Sobel's 3x3 filters, 0 to 1530): an edge starts above ``high`` and is followed down to ``low``. ``blur`` is the
+    standard deviation, in pixels, of a Gaussian before it: raise it where texture gives more edges than shape. Raises
+    ``ValueError`` unless 0 <= low <= high.
     """
     import cv2
 
@@ -58,27 +60,40 @@ class DepthEstimator:
             location = find_part(model, "depth") or (None if Path(model.location).is_dir() else str(name))
         if location is None:
             raise ValueError(f"{name} has no depth estimator beside it (depth/); name one, e.g. 'sd15' for the hub's.")
-        network = load_part(AutoModelForDepthEstimation, location).eval().requires_grad_(False).to(device)
+        try:
+            network = load_part(AutoModelForDepthEstimation, location).eval().requires_grad_(False).to(device)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{location} is no depth network (DPT, Depth Anything or such): {reason}") from error
         return cls(network, _preprocessing(location, network))
 
     @torch.inference_mode()
     def __call__(self, image: ImageLike) -> Float[Tensor, "height width"]:
         """Estimate nearness: float32 in [0, 1], 1 is nearest, of the image's own size; no unit, no fixed zero.
 
-        The network's output (inverse depth) is stretched so that the farthest point is 0 and the nearest 1; a picture
-        in which everything is equally far gives zeros.
+        The network's output (inverse depth; a distance is inverted) is stretched so that the farthest point is 0 and
+        the nearest 1; a picture in which everything is equally far gives zeros.
         """
         picture = load_image(image)
         pixels = self.preprocess(picture)[None].to(self.network.device)
         raw = self.network(pixel_values=pixels).predicted_depth.float()
+        config = self.network.config
+        if config.model_type in METRIC or getattr(config, "depth_estimation_type", "relative") == "metric":
+            raw = 1 / raw.clamp(min=1e-3)
         size = (picture.height, picture.width)
         full = torch.nn.functional.interpolate(raw[:, None], size, mode="bicubic", antialias=True)
         return stretch(full[0, 0].cpu())
 
 
-def depth_map(image: ImageLike, estimator: DepthEstimator | None = None) -> Float[Tensor, "height width"]:
-    """Estimate depth with the offline estimator, or a given one: float32 in [0, 1], 1 is nearest."""
-    return (estimator or DepthEstimator.from_pretrained())(image)
+def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT) -> Float[Tensor, "height width"]:
+    """Estimate depth, by the offline estimator unless told otherwise: float32 in [0, 1], 1 is nearest.
+
+    ``estimator`` is one that is loaded, or what :meth:`DepthEstimator.from_pretrained` takes, such as
+    "Intel/dpt-hybrid-midas"; for many pictures load it once.
+    """
+    if isinstance(estimator, str | Path):
+        estimator = DepthEstimator.from_pretrained(estimator)
+    return estimator(image)
 
 
 def stretch(values: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
