@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoints import Model
+from .checkpoints import DEFAULT, Model
 from .fusion import FusedPrompt, Source, fuse_prompts
 from .images import load_image
 from .weights import normalized_weights
@@ -91,12 +91,13 @@ def as_list(images: object) -> list:
     return [images] if single else list(images)
 
 
-def as_text(prompt: str | Source | FusedPrompt | Iterable, tokenizer) -> str:
+def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -> str:
     """Take a prompt as it is, or make one of several sources within the text encoder's length."""
     if isinstance(prompt, (str, FusedPrompt)):
         return str(prompt)
     sources = [prompt] if isinstance(prompt, Source) else list(prompt)
-    return fuse_prompts(sources, tokenizer=tokenizer).text if sources else ""
+    order = "sentence" if model.name == DEFAULT else "importance"
+    return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=order).text if sources else ""
 
 
 def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:

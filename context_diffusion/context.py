@@ -93,7 +93,7 @@ class ContextDiffusion:
 
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.
         """
-        prompt = as_text(prompt, self.pipeline.tokenizer)
+        prompt = as_text(prompt, self.pipeline, self.model)
         request = check_request(
             self.pipeline, self.model, query_image, context_images, prompt=prompt, negative_prompt=negative_prompt,
             layout=layout, control_scale=control_scale, weights=weights, strength=strength,

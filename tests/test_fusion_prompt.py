@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,14 @@ from tiny_words import tiny_tokenizer
 from worlds import scenes_folder
 
 import context_diffusion as cd
+from context_diffusion.arguments import as_text
+from context_diffusion.checkpoints import find_model
 from context_diffusion.fusion import Description, fuse_prompts
 from context_diffusion.fusion.phrases import join_phrases, meanings, split_phrases
 from context_diffusion.fusion.prompt import NO_ROOM
 from context_diffusion.fusion.template import token_counter
-from context_diffusion.scenes import Scene, Style, caption
+from context_diffusion.scenes import Scene, Style
+from context_diffusion.scenes import caption as sentence
 
 SCENE = "a boat among hills under the sun, watercolor style"
 
@@ -48,7 +52,7 @@ def test_a_text_splits_where_a_piece_can_be_left_out(text, phrases):
 @given(st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_captions_come_back_whole_from_their_phrases(seed):
-    text = caption(Scene.draw(seed), Style.draw(seed), seed)
+    text = sentence(Scene.draw(seed), Style.draw(seed), seed)
     assert join_phrases(split_phrases(text)) == text
 
 
@@ -172,6 +176,32 @@ def test_of_two_backgrounds_palettes_or_styles_the_more_important_source_keeps_i
     ]  # fmt: skip
 
 
+# --- the grammar of the offline world --------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.permutations(range(5)))
+@settings(max_examples=30, deadline=None)
+def test_in_sentence_order_the_phrases_of_a_caption_make_that_caption_whoever_says_them(seed, places):
+    whole = sentence(Scene.draw(seed), Style.draw(seed)) + f", {Style.draw(seed).family} colors"
+    phrases = [phrase.text for phrase in split_phrases(whole)]
+    shuffled = [phrases[place] for place in places if place < len(phrases)]
+    missing = [phrase for phrase in phrases if phrase not in shuffled]
+    assert fused([*shuffled, *missing], order="sentence").text == whole
+
+
+def test_the_offline_model_gets_sentences_and_others_the_important_first():
+    said = ["by the sea, cool colors", "a boat, neon style"]
+    assert fuse_prompts(said, [2, 1]).text == "a boat by the sea, neon style, cool colors"
+    assert fuse_prompts(said, [2, 1], order="importance").text == "by the sea, cool colors, a boat, neon style"
+    assert fused(said, [2, 1]).text == "by the sea, cool colors, a boat, neon style"
+    assert (
+        fuse_prompts([*said, "a cat with wings"]).text == "a boat, a cat with wings by the sea, neon style, cool colors"
+    )
+    pipe = SimpleNamespace(tokenizer=tiny_tokenizer())
+    for name, text in (("tiny-scenes", "a boat by the sea"), ("sd15", "by the sea, a boat")):
+        assert as_text(["by the sea", "a boat"], pipe, find_model(name)) == text
+
+
 # --- templates -------------------------------------------------------------------------------------------
 
 
@@ -204,9 +234,11 @@ BAD = {
     "brace": ({"sources": ["a cat"], "template": "{prompt"}, ValueError, "braces in pairs"),
     "field": ({"sources": ["a cat"], "template": "{image}"}, ValueError, "and the numbers of sources"),
     "number": ({"sources": ["a cat"], "template": "{1}"}, ValueError, "numbers of sources"),
+    "zeros": ({"sources": ["a cat"], "template": "{00}"}, ValueError, "numbers of sources"),
     "format": ({"sources": ["a cat"], "template": "{0!r:>99999999}"}, ValueError, "nothing else in the braces"),
     "attribute": ({"sources": ["a cat"], "template": "{0.__class__}"}, ValueError, "numbers of sources"),
     "homeless": ({"sources": ["a cat", "b"], "template": "{0}"}, ValueError, "no place for source 1"),
+    "order": ({"sources": ["a cat"], "order": "random"}, ValueError, "order is 'importance' or 'sentence'"),
     "length": ({"sources": ["a cat"], "max_tokens": 2}, ValueError, "max_tokens is a whole number of at least 3"),
 }
 

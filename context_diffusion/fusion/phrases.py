@@ -26,6 +26,11 @@ class Phrase:
     clause: int = 0
     fate: str = USED
 
+    @property
+    def kind(self) -> str | None:
+        """What it says in the words of the offline world: its background, sun, style or palette; else None."""
+        return exclusive_phrases().get(self.text.casefold())
+
     def with_fate(self, fate: str) -> "Phrase":
         """Give the same phrase another fate."""
         return replace(self, fate=fate)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from ..weights import normalized_weights
 from .description import Description, Source, as_description
-from .phrases import USED, Phrase, exclusive_phrases, join_phrases, meanings, shortened, split_phrases
-from .template import check_template, fill_template, literal_text, token_counter
+from .phrases import USED, Phrase, join_phrases, meanings, shortened, split_phrases
+from .template import check_order, check_template, fill_template, literal_text, token_counter
 
 NO_ROOM = "no room"
 Said = dict[int, list[Phrase]]  # number of a source -> its phrases; the most important source first
@@ -73,6 +73,7 @@ def fuse_prompts(
     *,
     tokenizer=None,
     max_tokens: int | None = None,
+    order: str | None = None,
 ) -> FusedPrompt:
     """Make one prompt of what several sources say, within a text encoder's length; warn with what is cut.
 
@@ -81,6 +82,10 @@ def fuse_prompts(
     sun in the words of the offline world. ``template`` says where the words go: ``"{prompt}, oil on canvas"``, or by
     the number of a source, ``"{0} seen through {1}"``. ``tokenizer`` is the one whose ``model_max_length`` counts (the
     offline model's where none is given); with ``max_tokens`` alone, words and marks are counted.
+
+    ``order="sentence"`` arranges what was let in as the captions of the offline world do: object, background, sun,
+    style, palette. Its model has learned no other grammar, and draws no boat for "by the sea, a boat". It is the
+    default where that model's tokens count; elsewhere ``"importance"`` is.
 
     Raises ``TypeError`` or ``ValueError`` where a source, the weights or the template are none, or nothing is said.
 
@@ -92,17 +97,18 @@ def fuse_prompts(
     if not descriptions:
         raise ValueError("A prompt needs at least one source: a text, a picture, the weather, ...")
     check_template(template, len(descriptions))
+    order = check_order(order, offline=tokenizer is None and max_tokens is None)
     count, limit = token_counter(tokenizer, max_tokens)
     shares = shares_of(descriptions, weights)
-    order = sorted(range(len(descriptions)), key=lambda i: -shares[i])  # stable: equals stay in the caller's order
-    said = {i: split_phrases(descriptions[i].text) for i in order}
+    ranked = sorted(range(len(descriptions)), key=lambda i: -shares[i])  # stable: equals stay in the caller's order
+    said = {i: split_phrases(descriptions[i].text) for i in ranked}
     if not any(phrases and shares[i] for i, phrases in said.items()):
         raise ValueError(f"None of the sources says anything: {', '.join(one.source for one in descriptions)}.")
 
     said = without_repetition(said, shares, literal_text(template))
-    said = admit(said, shares, lambda kept: count(fill_template(template, kept)), count, limit)
+    said = admit(said, shares, lambda kept: count(fill_template(template, kept, order)), count, limit)
     parts = tuple(Part(descriptions[i], shares[i], tuple(phrases)) for i, phrases in said.items())
-    text = fill_template(template, said)
+    text = fill_template(template, said, order)
     fused = FusedPrompt(text, parts, count(text), limit)
     if not any(part.used for part in parts):
         raise ValueError(f"No phrase fits into {limit} tokens beside the template {template!r}; shorten it.")
@@ -126,17 +132,16 @@ def without_repetition(said: Said, shares: Sequence[float], before: str = "") ->
     for number, phrases in said.items():
         marked[number] = []
         for phrase in phrases:
-            kind = exclusive_phrases().get(phrase.text.casefold())
             if not shares[number]:
                 fate = "no weight"
             elif meanings(phrase.text) <= heard:
                 fate = "said before"
-            elif kind in kinds:
-                fate = f"another {kind}"
+            elif phrase.kind in kinds:
+                fate = f"another {phrase.kind}"
             else:
                 fate = USED
                 heard |= meanings(phrase.text)
-                kinds |= {kind} - {None}
+                kinds |= {phrase.kind} - {None}
             marked[number].append(phrase.with_fate(fate))
     return marked
 

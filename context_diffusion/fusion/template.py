@@ -2,9 +2,11 @@
 
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .phrases import USED, Phrase, join_phrases
+
+ORDERS = ("importance", "sentence")
 
 ALL = "prompt"  # the field of every source that has no field of its own
 
@@ -16,15 +18,24 @@ def check_template(template: str, sources: int) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"A template is a text with {{prompt}} in it, braces in pairs; got {template!r}.") from error
     fields = [name for _, name, *_ in parsed if name is not None]
-    bad = [name for name in fields if name != ALL and not (name.isdecimal() and int(name) < sources)]
-    if bad or any(form or conversion for _, _, form, conversion in parsed):
+    numbers = [str(number) for number in range(sources)]
+    if not {*fields} <= {ALL, *numbers} or any(form or conversion for _, _, form, conversion in parsed):
         raise ValueError(
             f"A template's fields are {{prompt}} and the numbers of sources, {{0}} to {{{sources - 1}}}, with nothing "
             f"else in the braces; got {template!r}."
         )
-    placeless = [] if ALL in fields else [str(number) for number in range(sources) if str(number) not in fields]
+    placeless = [] if ALL in fields else [number for number in numbers if number not in fields]
     if placeless:
         raise ValueError(f"The template {template!r} has no place for source {', '.join(placeless)}: add {{prompt}}.")
+
+
+def check_order(order: str | None, *, offline: bool) -> str:
+    """Return the order asked for, or the one that suits: sentences for the offline model."""
+    if order is None:
+        return "sentence" if offline else "importance"
+    if order not in ORDERS:
+        raise ValueError(f"order is {' or '.join(map(repr, ORDERS))}, not {order!r}.")
+    return order
 
 
 def literal_text(template: str) -> str:
@@ -32,17 +43,31 @@ def literal_text(template: str) -> str:
     return " ".join(text for text, *_ in string.Formatter().parse(template))
 
 
-def fill_template(template: str, said: Mapping[int, list[Phrase]]) -> str:
-    """Put the used phrases of each source into its field, the others' into ``{prompt}``, in the order of ``said``.
+def fill_template(template: str, said: Mapping[int, list[Phrase]], order: str = "importance") -> str:
+    """Put the used phrases of each source into its field, those of all others into ``{prompt}``, arranged by ``order``.
 
     Commas that an empty field leaves behind are taken out.
     """
     parsed = [(text, name) for text, name, *_ in string.Formatter().parse(template)]
-    used = {str(i): join_phrases([phrase for phrase in phrases if phrase.fate == USED]) for i, phrases in said.items()}
+    used = {str(i): [phrase for phrase in phrases if phrase.fate == USED] for i, phrases in said.items()}
     own = {name for _, name in parsed}
-    values = used | {ALL: ", ".join(text for number, text in used.items() if text and number not in own)}
+    values = {number: join_phrases(phrases) for number, phrases in used.items()}
+    values[ALL] = arrange([phrases for number, phrases in used.items() if number not in own], order)
     filled = "".join(text + ("" if name is None else values[name]) for text, name in parsed)
     return re.sub(r"\s*,(?:\s*,)+", ",", re.sub(r"\s+", " ", filled)).strip(" ,")
+
+
+def arrange(sources: Sequence[list[Phrase]], order: str) -> str:
+    """Join what several sources say: one source after the other, or as one sentence of the offline world.
+
+    Such a sentence has its object first, then background and sun, then style, then palette.
+    """
+    if order == "importance":
+        return ", ".join(join_phrases(phrases) for phrases in sources if phrases)
+    heads = [join_phrases([phrase for phrase in phrases if phrase.kind is None]) for phrases in sources]
+    kinds = {phrase.kind: phrase.text for phrases in sources for phrase in phrases}
+    scene = [", ".join(filter(None, heads)), kinds.get("background"), kinds.get("sun")]
+    return ", ".join(filter(None, [" ".join(filter(None, scene)), kinds.get("style"), kinds.get("palette")]))
 
 
 def token_counter(tokenizer=None, max_tokens: int | None = None) -> tuple[Callable[[str], int], int]:
@@ -56,7 +81,7 @@ def token_counter(tokenizer=None, max_tokens: int | None = None) -> tuple[Callab
         return (lambda text: len(re.findall(r"\w+|[^\w\s]", text)) + 2), max_tokens
     if tokenizer is None:
         tokenizer = _offline_tokenizer()
-    limit = min(tokenizer.model_max_length, tokenizer.model_max_length if max_tokens is None else max_tokens)
+    limit = min(tokenizer.model_max_length, max_tokens or tokenizer.model_max_length)
     return (lambda text: len(tokenizer(text, truncation=False, verbose=False)["input_ids"])), limit
 
 

@@ -36,13 +36,7 @@ OPEN_METEO: Codes = {
     "clear": {"a clear sky": (0,), "a mainly clear sky": (1,)},
     "clouds": {"scattered clouds": (2,), "an overcast sky": (3,)},
 }
-TEMPERATURES = (
-    ("freezing", 0),
-    ("cold", 10),
-    ("mild", 18),
-    ("warm", 27),
-    ("hot", float("inf")),
-)  # up to, in degrees Celsius
+TEMPERATURES = (("freezing", 0), ("cold", 10), ("mild", 18), ("warm", 27), ("hot", float("inf")))  # below, in Celsius
 LIGHTS = {"dawn": "at dawn", "day": "by day", "dusk": "at dusk", "night": "at night"}
 
 # The offline world. A background for each kind of weather; a palette by the kind, else by the light, else by the
