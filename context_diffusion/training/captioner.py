@@ -9,9 +9,10 @@ hills under the sun, watercolor style". How often it is right on unseen scenes: 
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPVisionModel
+from torch import Tensor, nn
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPModel
 
+from ..checkpoints import load_part
 from ..images import dynamic_normalization
 from ..paths import TINY_FUSION, TINY_SCENES
 from ..scenes import Scene, TinyScenes, caption, words
@@ -47,7 +48,7 @@ def new_captioner(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
 
 
 @torch.no_grad()
-def start_from_clip(vision, tower: CLIPVisionModel, batch: Float[Tensor, "n 3 side side"]) -> None:
+def start_from_clip(vision: nn.Module, tower: nn.Module, batch: Float[Tensor, "n 3 side side"]) -> None:
     """Copy a trained CLIP vision tower into BLIP's, which is the same network but for CLIP's first LayerNorm.
 
     That one, (e - mean e) / std e * g + b over the channels of each embedded patch e, is folded into the embedding:
@@ -94,15 +95,15 @@ def caption_loss(model: BlipForConditionalGeneration, pixels: Tensor, ids: Tenso
 
 def main() -> None:
     """Train and publish."""
-    recipe = Recipe.from_command_line(__doc__, steps=6000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
-    tokenizer, model = new_word_tokenizer(), None
+    recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    tokenizer = new_word_tokenizer()
     small = torch.from_numpy(shrink(pictures()["pixels"]))
     ids = tokenizer(full_captions(), padding=True, return_tensors="pt").input_ids
     model = new_captioner(tokenizer)
     if recipe.warm:
         load_published(model, "captioner", root=TINY_FUSION)
     else:
-        tower = CLIPVisionModel.from_pretrained(TINY_SCENES / "clip").float()
+        tower = load_part(CLIPModel, str(TINY_SCENES / "clip")).vision_model
         start_from_clip(model.vision_model, tower, dynamic_normalization(small[:256].permute(0, 3, 1, 2) / 255)[0])
 
     def loss(model: BlipForConditionalGeneration, generator: torch.Generator) -> torch.Tensor:
