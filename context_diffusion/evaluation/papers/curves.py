@@ -47,6 +47,7 @@ def points(rows: Mapping[str, Mapping[str, Estimate]], scores: Sequence[str]) ->
                     e.value, line, xerr=[[e.value - e.low], [e.high - e.value]], marker="o", capsize=3, color="#1f6f8b"
                 )
         axis.set(title=score, yticks=range(len(rows)), yticklabels=list(rows))
+        axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     return picture_of(figure)

@@ -39,7 +39,7 @@ SETTINGS: Mapping[str, dict[str, Any] | None] = {
 REAL, REAL_OTHERS = "real scenes, one style draw", "real scenes, other draws"  # what the scores say of the truth
 SCORES = ("DINO", "CLIP, object", "CLIP, prompt", "palette distance", "object", "style", "leakage")
 LOWER_IS_BETTER = ("palette distance", "leakage")
-SHOWN, SHOWN_SCORES = 8, ("DINO", "palette distance", "CLIP, object", "object")  # sets and scores of the figures
+SHOWN, SHOWN_SCORES = 5, ("DINO", "palette distance", "CLIP, object", "object")  # sets and scores of the figures
 
 
 class StyleSets:
@@ -119,7 +119,8 @@ class StyleSets:
         step = max(1, len(self.prompts) // SHOWN)
         shown = range(0, min(len(self.prompts), step * SHOWN), step)
         rows = {s: [p for i in shown for p in results.pictures(Unit(s, i, 0))] for s in self.settings()}
-        return labelled_sheet(rows, [word for i in shown for word in self.prompts[i].objects], cell=64)
+        nouns = [text.removeprefix("a ").removeprefix("an ") for i in shown for text in self.prompts[i].objects]
+        return labelled_sheet(rows, nouns, cell=80)
 
 
 def seeds_of(unit: Unit, count: int) -> list[int]:
