@@ -18,7 +18,7 @@ E = Estimate(0.5, 0.1, 0.3, 0.7, 60)
 TABLE = Table(
     "A & B",
     {"plain": {"DINO": E}, "50 % of it": {"DINO": E, "leakage": Estimate(0.1, 0.02, 0.06, 0.14, 60)}},
-    Published("a paper", {"plain": {"DINO": "0.51 ± 0.14"}}),
+    Published("a paper", {"plain": {"DINO": "0.51 ± 0.14"}}, "Compare orders, not numbers."),
     lower=("leakage",),
 )
 
@@ -74,7 +74,7 @@ def test_markdown_has_the_published_column_beside_ours():
     lines = TABLE.markdown().splitlines()
     assert lines[2] == "|  | DINO (more is better) | DINO, published | leakage (less is better) |"
     assert lines[4] == "| plain | 0.500 [0.300, 0.700] | 0.51 ± 0.14 |  |"
-    assert lines[-1] == "Published: a paper"
+    assert lines[-1] == "Published: a paper. Compare orders, not numbers."
 
 
 def test_csv_gives_back_every_number():

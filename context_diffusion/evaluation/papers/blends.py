@@ -125,7 +125,6 @@ class StyleBlends:
         report = Report(notes=[
             f"{self.count} mixtures x {len(mixture(0).things)} things, {self.bench.steps} steps; the mixture is the "
             "unit; weight: of the second reference; misfit: total variation between shares and weights, 0 is obedience",
-            "published numbers: other pictures, another network, one pair of styles; only their order can be compared",
         ])  # fmt: skip
         title = "Slope of the second style's share over its weight (1 is obedience)"
         report.add_table("slopes", Table(title, slopes))

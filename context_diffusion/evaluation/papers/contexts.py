@@ -96,7 +96,6 @@ class ContextSettings:
         report = Report(notes=[
             f"{self.count} unseen queries, and {len(outside_queries())} from elsewhere x {self.seeds} seeds; the query "
             f"is the unit; palette distance: of the picture from its three contexts; {self.bench.steps} steps",
-            "published: FID, which needs thousands of pictures and a world of photographs; only orders can be compared",
         ])  # fmt: skip
         report.add_table("scores", Table("Context Diffusion", rows, published("settings"), ("palette distance",)))
         report.claims = [claim for domain in (IN, OUT) for claim in claims(results, domain)]

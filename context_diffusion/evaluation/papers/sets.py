@@ -101,8 +101,6 @@ class StyleSets:
         report = Report(notes=[
             f"{len(self.prompts)} sets of {self.listed or 'the list'}, {self.seeds} seed(s), {self.bench.steps} steps; "
             "the set is the unit of all intervals",
-            "published numbers: SDXL, DINO ViT-B/8 and CLIP of the hub, 100 other prompts; only the order of the rows "
-            "can be compared with ours, never a number",
         ])  # fmt: skip
         rows = {s: results.estimates(s, SCORES) for s in self.settings()}
         add_aims(report, results)

@@ -14,16 +14,23 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper printed: where, and ``numbers[row][score]`` as it stands there, spread and all."""
+    """What a paper printed: where, and ``numbers[row][score]`` as it stands there, spread and all.
+
+    ``compare`` says what of it may be compared with ours, and what may not.
+    """
 
     source: str = ""
     numbers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    compare: str = ""
+
+    def __str__(self) -> str:
+        return f"Published: {self.source}. {self.compare}".strip() if self.source else ""
 
 
 def published(name: str) -> Published:
     """Read the published numbers of a table, from ``published.toml``."""
     entry = tomllib.loads(PUBLISHED.read_text(encoding="utf-8")).get(name)
-    return Published(entry["source"], entry.get("rows", {})) if entry else Published()
+    return Published(entry["source"], entry["rows"], entry["compare"]) if entry else Published()
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,7 @@ class Table:
         header, body = self.cells()
         lines = [header, ["---"] * len(header), *body]
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        source = f"\n\nPublished: {self.published.source}" if self.published.source else ""
-        return f"{self.title}: value and 95 % interval.\n\n{text}{source}\n"
+        return f"{self.title}: value and 95 % interval.\n\n{text}\n\n{self.published}".rstrip() + "\n"
 
     def csv(self) -> str:
         """One line for each number: row, score, value, standard_error, low, high, n, published."""
@@ -90,7 +96,7 @@ class Table:
         lines = [" & ".join(map(escaped, line)) + r" \\" for line in (header, *body)]
         rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
         inner = "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *rules, r"\end{tabular}"])
-        note = f" Published: {escaped(self.published.source)}" if self.published.source else ""
+        note = escaped(f" {self.published}".rstrip())
         caption = rf"\caption{{{escaped(self.title)}: value and 95\,\% interval.{note}}}"
         return "\n".join([r"\begin{table}", caption, inner, r"\end{table}"]) + "\n"
 
