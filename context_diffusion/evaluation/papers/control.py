@@ -171,7 +171,7 @@ def trade(rows: dict[str, dict[str, Estimate]]) -> Image.Image:
             for scale, (x, y) in zip(SCALES, ordered, strict=True):
                 line[2].annotate(f"{scale:g}", (x, y), fontsize="x-small", xytext=(3, 3), textcoords="offset points")
         line[0].set(xlabel="control scale", ylabel=layout, title=kind)
-        line[1].set(xlabel="control scale", ylabel="palette distance to the reference")
+        line[1].set(xlabel="control scale", ylabel="palette distance")
         line[2].set(xlabel="palette distance to the reference", ylabel=layout, title="numbers: control scale")
         line[0].legend(fontsize="small")
     return picture_of(figure)
