@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from transformers import AutoModelForDepthEstimation, DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
-from worlds import hub_folder, random_depth, scenes_folder
+from worlds import hub_folder, random_depth, scenes_folder, wide_open
 
 from context_diffusion.control import DepthEstimator, canny_map, control_image, depth_map, stretch
 from context_diffusion.images import load_image_as_tensor
@@ -128,12 +128,7 @@ def random_hybrid() -> DPTForDepthEstimation:
         neck_hidden_sizes=[32, 32, 16, 16], reassemble_factors=[1, 1, 1, 0.5], fusion_hidden_size=16,
     )  # fmt: skip
     model = DPTForDepthEstimation(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.3)
-        model.head.head[-2].bias.fill_(1000.0)  # ends in a ReLU: keep it open
-    return model
+    return wide_open(model, model.head.head[-2], 1000.0)
 
 
 @pytest.mark.parametrize("build", [random_hybrid, random_depth], ids=["DPT hybrid", "Depth Anything"])

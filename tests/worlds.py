@@ -46,6 +46,16 @@ def random_clip() -> CLIPModel:
     return model
 
 
+@torch.no_grad()
+def wide_open(model: torch.nn.Module, last: torch.nn.Module, bias: float) -> torch.nn.Module:
+    """Spread a depth network's weights, and lift its last layer, which ends in a ReLU, so that it stays open."""
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    last.bias.fill_(bias)
+    return model
+
+
 def random_depth() -> DepthAnythingForDepthEstimation:
     """A depth network of 28x28 pixels whose output is not constant."""
     backbone = Dinov2Config(
@@ -57,12 +67,7 @@ def random_depth() -> DepthAnythingForDepthEstimation:
         neck_hidden_sizes=[16, 16], fusion_hidden_size=16, head_in_index=-1, head_hidden_size=8,
     )  # fmt: skip
     model = DepthAnythingForDepthEstimation(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.3)
-        model.head.conv3.bias.fill_(30.0)  # ends in a ReLU: keep it open
-    return model
+    return wide_open(model, model.head.conv3, 30.0)
 
 
 @cache

@@ -26,6 +26,11 @@ def unseen(index: int, style: str, **fixed: object) -> Rendering:
     return render(Scene.draw(seed_of(index), **fixed), style_draw(index, style), seed_of(index))
 
 
+def alone(index: int, object: str) -> Scene:
+    """Draw the unseen scene of a number with nothing but an object in it: a plain ground, no sun."""
+    return Scene.draw(seed_of(index), object=object, background="plain", sun=False)
+
+
 def unseen_group(index: int, style: str, size: int) -> list[Rendering]:
     """Draw ``size`` unseen scenes that share one draw of a named style."""
     return context_group(TinyScenes.HELD_OUT + index, size, style=style_draw(index, style))

@@ -22,7 +22,7 @@ from ..bench import Bench
 from ..report import Report
 from .blend_figures import pictures_of_pairs, pictures_of_three, share_curves
 from .claims import Claim
-from .scorers import Scorers, fingerprint
+from .scorers import Scorers, drawn_by
 from .tables import Table, published
 from .units import Results, Scores, Unit
 from .worlds import Ruler, mixture, palette_shares, real
@@ -62,9 +62,7 @@ class StyleBlends:
     def about(self) -> dict:
         """The model and the settings."""
         return {
-            "model": {part: fingerprint(self.bench, part) for part in ("unet", "vae", "text_encoder")},
-            "steps": self.bench.steps,
-            "guidance": self.bench.guidance,
+            **drawn_by(self.bench),
             "settings": {name: list(setting) for name, setting in SETTINGS.items()},
             "scorers": self.scorers.about("clip", "dino", "judge"),
         }

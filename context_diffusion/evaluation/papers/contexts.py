@@ -22,7 +22,7 @@ from ..report import Report
 from ..sheets import labelled_sheet
 from ..unseen import DOMAIN, SETTINGS, query, unseen_group
 from .claims import Claim, decide
-from .scorers import Scorers, fingerprint
+from .scorers import Scorers, drawn_by
 from .tables import Table, published
 from .units import Results, Scores, Unit
 
@@ -52,10 +52,8 @@ class ContextSettings:
 
     def about(self) -> dict:
         """The model and the settings."""
-        parts = ("unet", "vae", "text_encoder", "image_encoder", "context_projector", "controlnet-canny")
         return {
-            "model": {part: fingerprint(self.bench, part) for part in parts},
-            "steps": self.bench.steps,
+            **drawn_by(self.bench, "image_encoder", "context_projector", "controlnet-canny"),
             "shots": list(SHOTS),
             "scorers": self.scorers.about("judge"),
         }

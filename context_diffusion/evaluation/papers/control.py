@@ -8,7 +8,7 @@ the reference. Both are drawn from the same noise at every scale.
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from matplotlib.figure import Figure
@@ -17,7 +17,6 @@ from PIL import Image
 from ...attention import style_aligned
 from ...checkpoints import load_pipeline
 from ...control import canny_map, control_image
-from ...inversion import ddim_invert
 from ...metrics import (
     Estimate,
     depth_rank_correlations,
@@ -34,12 +33,13 @@ from ..sheets import labelled_sheet
 from ..unseen import LAYOUT, query
 from .claims import Claim, decide
 from .curves import picture_of, with_error
-from .references import reference
-from .scorers import Scorers, fingerprint
+from .references import invert_reference, reference
+from .scorers import Scorers, drawn_by
+from .sets import ALIGNED, PLAIN
 from .tables import Table
 from .units import Results, Scores, Unit
 
-KINDS, SCALES, MODES = ("canny", "depth"), (0.0, 0.5, 1.0, 1.5, 2.0), ("plain", "aligned")
+KINDS, SCALES, MODES = ("canny", "depth"), (0.0, 0.5, 1.0, 1.5, 2.0), (PLAIN, ALIGNED)
 SCORES = ("edge F1", "depth rank correlation", "palette distance", "style", "object")
 LAYOUT_SCORE = {"canny": "edge F1", "depth": "depth rank correlation"}
 SETTINGS = {f"{k} {s:g}, {m}": (k, s, m) for k, s, m in itertools.product(KINDS, SCALES, MODES)}
@@ -52,15 +52,12 @@ class ControlScales:
 
     def __init__(self, bench: Bench, *, count: int = 12) -> None:
         self.bench, self.count, self.scorers = bench, count, Scorers(bench)
-        self.trajectory = lru_cache(maxsize=4)(self._trajectory)
+        self.trajectory = lru_cache(maxsize=4)(partial(invert_reference, bench))
 
     def about(self) -> dict:
         """The model and the settings."""
-        parts = ("unet", "vae", "text_encoder", *(f"controlnet-{kind}" for kind in KINDS), "depth")
         return {
-            "model": {part: fingerprint(self.bench, part) for part in parts},
-            "steps": self.bench.steps,
-            "guidance": self.bench.guidance,
+            **drawn_by(self.bench, *(f"controlnet-{kind}" for kind in KINDS), "depth"),
             "scorers": self.scorers.about("judge"),
         }
 
@@ -82,7 +79,7 @@ class ControlScales:
         drawn, (_, style) = query_of(unit.index), reference(unit.index)
         control = control_image(canny_map(drawn.image) if kind == "canny" else self.bench.depth(drawn.image))
         pipe = self.pipes[kind]
-        aligned = mode == "aligned"
+        aligned = mode == ALIGNED
         with style_aligned(pipe, references=self.trajectory(unit.index)) if aligned else nullcontext():
             return pipe(
                 f"{article(drawn.scene.object)}, {style} style",
@@ -92,11 +89,6 @@ class ControlScales:
                 guidance_scale=self.bench.guidance,
                 generator=torch.Generator().manual_seed(unit.index),
             ).images
-
-    def _trajectory(self, index: int):
-        drawn, style = reference(index)
-        prompt = f"{article(drawn.scene.object)}, {style} style"
-        return ddim_invert(self.bench.pipe, drawn.image, prompt, num_inference_steps=self.bench.steps)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Layout against the query, style against the reference."""

@@ -9,7 +9,7 @@ for famous pictures: shift log 2 and scale 1/2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,18 +20,20 @@ from ...inversion import ddim_invert
 from ...metrics import Estimate, palette_of
 from ...scenes import OBJECTS, STYLES, Rendering, render
 from ...scenes.vocabulary import article
+from ...trajectory import Trajectory
 from ..bench import Bench
 from ..report import Report
 from ..sheets import labelled_sheet
-from ..unseen import REFERENCES, seed_of, style_draw, unseen
+from ..unseen import REFERENCES, alone, seed_of, style_draw, unseen
 from .claims import Claim, decide
 from .curves import curves
-from .scorers import Scorers, fingerprint
+from .scorers import Scorers, drawn_by
+from .sets import ALIGNED, PLAIN, REAL
 from .tables import Table
 from .units import Results, Scores, Unit
 
 PICTURES = 4  # other objects drawn for each reference
-PLAIN, ALIGNED, RESCALED, REAL = "plain", "aligned", "rescaled", "real scenes, one style draw"
+RESCALED = "rescaled"
 SCORES = ("palette distance", "DINO", "style", "object", "leakage")
 
 
@@ -68,15 +70,13 @@ class StyleReferences:
 
     def __init__(self, bench: Bench, *, count: int = 20) -> None:
         self.bench, self.count, self.scorers = bench, count, Scorers(bench)
-        self.trajectory = lru_cache(maxsize=8)(self._trajectory)
+        self.trajectory = lru_cache(maxsize=8)(partial(invert_reference, bench))
         self.real = (REAL,) if bench.has("judge") else ()
 
     def about(self) -> dict:
         """The model, the settings, how many references."""
         return {
-            "model": {part: fingerprint(self.bench, part) for part in ("unet", "vae", "text_encoder")},
-            "steps": self.bench.steps,
-            "guidance": self.bench.guidance,
+            **drawn_by(self.bench),
             "settings": {name: repr(setting) for name, setting in SETTINGS.items()},
             "scorers": self.scorers.about("dino", "judge"),
         }
@@ -99,12 +99,6 @@ class StyleReferences:
         trajectory = self.trajectory(unit.index, setting.guidance)
         with style_aligned(self.bench.pipe, references=trajectory, first_step=first, **setting.changes):
             return self.bench.sample(prompts, generators)
-
-    def _trajectory(self, index: int, guidance: float):
-        drawn, style = reference(index)
-        prompt = f"{article(drawn.scene.object)}, {style} style"
-        steps = {"num_inference_steps": self.bench.steps, "guidance_scale": guidance}
-        return ddim_invert(self.bench.pipe, drawn.image, prompt, **steps)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Score the pictures of one reference."""
@@ -138,6 +132,13 @@ def reference(index: int) -> tuple[Rendering, str]:
     return unseen(REFERENCES + index, style, object=thing, background="plain", sun=False), style
 
 
+def invert_reference(bench: Bench, index: int, guidance: float = 1.0) -> Trajectory:
+    """Invert the reference of a number, with its object and style as the prompt."""
+    drawn, style = reference(index)
+    prompt = f"{article(drawn.scene.object)}, {style} style"
+    return ddim_invert(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps, guidance_scale=guidance)
+
+
 def others(index: int) -> list[str]:
     """Name the objects drawn for a reference, none of them its own.
 
@@ -152,14 +153,8 @@ def further_scenes(index: int) -> list[Image.Image]:
     _, style = reference(index)
     seeds = [REFERENCES + 1000 + PICTURES * index + k for k in range(PICTURES)]
     nouns = [text.split()[-1] for text in others(index)]
-    scenes = [
-        unseen(seed, style, object=noun, background="plain", sun=False).scene
-        for seed, noun in zip(seeds, nouns, strict=True)
-    ]
-    return [
-        render(scene, style_draw(REFERENCES + index, style), seed_of(seed)).image
-        for scene, seed in zip(scenes, seeds, strict=True)
-    ]
+    own = style_draw(REFERENCES + index, style)
+    return [render(alone(seed, noun), own, seed_of(seed)).image for seed, noun in zip(seeds, nouns, strict=True)]
 
 
 def sweeps(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[float, Mapping[str, Estimate]]]:

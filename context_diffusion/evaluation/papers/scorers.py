@@ -93,6 +93,13 @@ def object_class(text: str) -> int:
     return OBJECTS.index(noun) if noun in OBJECTS else MIXED
 
 
+def drawn_by(bench: Bench, *parts: str) -> dict[str, object]:
+    """Say what draws, for a protocol's ``about``: the pipeline's networks, further parts, steps and guidance."""
+    networks = ("unet", "vae", "text_encoder", *parts)
+    model = {part: fingerprint(bench, part) for part in networks}
+    return {"model": model, "steps": bench.steps, "guidance": bench.guidance}
+
+
 def fingerprint(bench: Bench, part: str) -> str:
     """Digest of the weights of a part that lies in a folder; for a model of the hub, its name."""
     folder = Path(bench.folder) / part

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from ...attention import style_aligned
-from ...scenes import STYLES, Scene, render
+from ...scenes import STYLES, render
 from ..bench import Bench
 from ..context import estimate_ratio
 from ..report import Report
-from ..unseen import SETS, seed_of, style_draw
+from ..sheets import labelled_sheet
+from ..unseen import SETS, alone, style_draw
 from .claims import Claim, decide
 from .curves import points
 from .prompts import PromptSet
-from .scorers import Scorers, fingerprint, object_class
+from .scorers import Scorers, drawn_by, object_class
 from .tables import Table, published
 from .units import Results, Scores, Unit
 
@@ -56,10 +57,8 @@ class StyleSets:
     def about(self) -> dict:
         """The model, the prompts, the settings."""
         return {
-            "model": {part: fingerprint(self.bench, part) for part in ("unet", "vae", "text_encoder")},
+            **drawn_by(self.bench),
             "prompts": [one.prompts for one in self.prompts],
-            "steps": self.bench.steps,
-            "guidance": self.bench.guidance,
             "settings": {name: changes for name, changes in SETTINGS.items() if changes is not None},
             "scorers": self.scorers.about("clip", "dino", "judge"),
         }
@@ -112,8 +111,6 @@ class StyleSets:
 
     def sheet(self, results: Results) -> Image.Image:
         """The first set of each of the first styles, seed 0, under each setting."""
-        from ..sheets import labelled_sheet
-
         step = max(1, len(self.prompts) // SHOWN)
         shown = range(0, min(len(self.prompts), step * SHOWN), step)
         rows = {s: [p for i in shown for p in results.pictures(Unit(s, i, 0))] for s in self.settings()}
@@ -135,7 +132,7 @@ def real_set(one: PromptSet, unit: Unit) -> list[Image.Image]:
     pictures = []
     for k, (text, seed) in enumerate(zip(one.objects, seeds_of(unit, len(one.objects)), strict=True)):
         draw = SETS + seeds_of(unit, 1)[0] + (k if unit.setting == REAL_OTHERS else 0)
-        scene = Scene.draw(seed_of(SETS + seed), object=text.split()[-1], background="plain", sun=False)
+        scene = alone(SETS + seed, text.split()[-1])
         pictures.append(render(scene, style_draw(draw, one.style), seed).image)
     return pictures
 

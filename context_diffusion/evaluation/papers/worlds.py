@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...encoders import TransformersEncoder
 from ...metrics import Palette, palette_distances, palette_of, style_shares
-from ...scenes import OBJECTS, PALETTE_FAMILIES, STYLES, Rendering, Scene, Style, TinyScenes, caption, render
-from ..unseen import BLENDS, seed_of
+from ...scenes import OBJECTS, PALETTE_FAMILIES, STYLES, Rendering, Style, TinyScenes, caption, render
+from ..unseen import BLENDS, alone, seed_of
 
 SCENES, OTHER_DRAWS = 4, 8  # real scenes in each style for a yardstick; other styles for their common part
 
@@ -41,7 +41,7 @@ def mixture(index: int, count: int = 3) -> Mixture:
             name=STYLES[(index + 3 * k) % len(STYLES)],
             family=PALETTE_FAMILIES[(index + 2 * k) % len(PALETTE_FAMILIES)],
         )
-        scene = Scene.draw(seed_of(seed), object=OBJECTS[(index + 5 * k) % len(OBJECTS)], background="plain", sun=False)
+        scene = alone(seed, OBJECTS[(index + 5 * k) % len(OBJECTS)])
         references.append(render(scene, style, seed_of(seed)))
     return Mixture(tuple(references), tuple(OBJECTS[(index + step) % len(OBJECTS)] for step in (2, 4, 9)))
 
@@ -61,8 +61,7 @@ def elsewhere(thing: str) -> tuple[Image.Image, ...]:
 
 
 def _scene(thing: str, number: int, style: Style) -> Image.Image:
-    seed = seed_of(BLENDS + number)
-    return render(Scene.draw(seed, object=thing, background="plain", sun=False), style, seed).image
+    return render(alone(BLENDS + number, thing), style, seed_of(BLENDS + number)).image
 
 
 class Ruler:
