@@ -35,6 +35,7 @@ class Model:
     licence: str
     steps: int = 30
     guidance_scale: float = 7.5
+    guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
     half_on_gpu: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
     adapter_file: str = ""  # inside the part "ip-adapter", whose image encoder is models/image_encoder
@@ -50,6 +51,7 @@ MODELS = {
             vram_gb=1,
             licence="MIT",
             guidance_scale=3.0,
+            guided_control=True,
             half_on_gpu=False,
         ),
         Model(

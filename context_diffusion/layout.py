@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
 from .arguments import Request
@@ -14,6 +15,20 @@ from .images import resize
 
 STRENGTH = 0.75  # of image-to-image from the query itself
 COLOUR_STRENGTH = 0.9  # of image-to-image from a recoloured query or from averaged contexts
+
+
+class GuidedControlNet(ControlNetModel):
+    """A ControlNet in the branch with the prompt alone, so that guidance amplifies it as it does the prompt.
+
+    Of the two ways in Zhang et al. 2023, section 3.4 ("classifier-free guidance resolution weighting"), the one that
+    adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. diffusers calls that
+    ``guess_mode``, and weakens the upper residuals there down to a tenth; at the small guidance scale of the offline
+    model nothing needs weakening, so here they stay whole.
+    """
+
+    def forward(self, *inputs, guess_mode: bool = False, **named):
+        """As in :class:`diffusers.ControlNetModel`, each residual at its full scale."""
+        return super().forward(*inputs, guess_mode=False, **named)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Plan:
     def inputs(self, request: Request) -> dict:
         """Name the pictures as the pipeline of this plan does."""
         scale = {"controlnet_conditioning_scale": float(request.control_scale)} if self.controlnet else {}
+        scale |= {"guess_mode": True} if isinstance(self.controlnet, GuidedControlNet) else {}
         if self.start is None:
             width, height = request.size
             return scale | {"width": width, "height": height} | ({"image": self.control} if self.controlnet else {})
@@ -82,8 +98,6 @@ class Layouts:
             return "img2img", None
 
     def _controlnet(self, kind: str) -> torch.nn.Module:
-        from diffusers import ControlNetModel
-
         if kind not in self._controlnets:
             location = find_part(self.model, f"controlnet-{kind}")
             if location is None:
@@ -91,6 +105,7 @@ class Layouts:
                     f"{self.model.name!r} has no ControlNet for {kind!r} (a folder controlnet-{kind}/ beside it): "
                     "take layout='img2img' or another layout."
                 )
-            network = load_part(ControlNetModel, location, self.dtype).eval().requires_grad_(False)
+            of = GuidedControlNet if self.model.guided_control else ControlNetModel
+            network = load_part(of, location, self.dtype).eval().requires_grad_(False)
             self._controlnets[kind] = network.to(self.device)
         return self._controlnets[kind]

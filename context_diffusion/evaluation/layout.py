@@ -5,16 +5,13 @@ table ends with what is to be had at most: the same layout, really drawn in the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from ..metrics import (
-    depth_rank_correlations,
-    edge_f1_scores,
-    estimate_difference,
-    estimate_mean,
-)
+from ..context import ContextDiffusion
+from ..metrics import depth_rank_correlations, edge_f1_scores, estimate_difference, estimate_mean
 from ..scenes import STYLES, Rendering, caption, render
 from .bench import Bench
 from .drawing import Order
@@ -25,6 +22,7 @@ from .unseen import LAYOUT, query, seed_of, style_draw
 THRESHOLDS = (100, 200)  # those of control.canny_map
 OUTLINED = ("flat", "line art", "neon", "blueprint")  # styles that draw no texture on a surface
 OFF, REAL = "no ControlNet", "really drawn"
+BOTH = "canny in both branches"  # of guidance
 
 
 def run(bench: Bench) -> Report:
@@ -44,6 +42,8 @@ def run(bench: Bench) -> Report:
         if bench.has(f"controlnet-{kind}") and (kind == "canny" or bench.has("depth")):
             orders = [Order(p, (), queries[i].image, kind, i) for i, p in enumerate(prompts)]
             drawn[kind] = bench.draw(orders, f"ControlNet {kind}")
+            if kind == "canny":
+                drawn[BOTH] = bench.draw(orders, BOTH, unguided(bench.model))
         else:
             report.notes.append(f"not measured for want of weights: {kind}")
     drawn[REAL] = [
@@ -54,14 +54,20 @@ def run(bench: Bench) -> Report:
     if bench.has("depth"):
         add_depth(report, bench, drawn, queries)
     rows = {"query": [one.image for one in queries]} | drawn
-    report.sheets["pictures"] = labelled_sheet({key: row[:10] for key, row in rows.items()}, styles[:10])
+    shown = {key.replace(" in ", "\nin "): row[:10] for key, row in rows.items()}
+    report.sheets["pictures"] = labelled_sheet(shown, styles[:10])
     return report
+
+
+def unguided(model: ContextDiffusion) -> ContextDiffusion:
+    """The same model with its ControlNets in both branches, as diffusers has it: guidance does not amplify them."""
+    return ContextDiffusion(model.pipeline, replace(model.model, guided_control=False), model.contexts)
 
 
 def add_edges(
     report: Report, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering], plain: np.ndarray
 ) -> None:
-    """Add edge F1 over all styles and over the plain ones, and what the Canny ControlNet adds to it."""
+    """Add edge F1 over all styles and over the plain ones, and what guidance and the Canny ControlNet add to it."""
     targets = [one.image for one in queries]
     scores = {key: edge_f1_scores(pictures, targets, thresholds=THRESHOLDS) for key, pictures in drawn.items()}
     for key, values in scores.items():
@@ -69,6 +75,7 @@ def add_edges(
         report.add(f"edge F1, {key}, plain styles", estimate_mean(values[plain]))
     if "canny" in scores:
         report.add("edge F1, canny less none", estimate_difference(scores["canny"], scores[OFF]))
+        report.add(f"edge F1, canny less {BOTH}", estimate_difference(scores["canny"], scores[BOTH]))
         report.add("edge F1, canny less really drawn", estimate_difference(scores["canny"], scores[REAL]))
 
 

@@ -10,7 +10,7 @@ from ..paths import TINY_SCENES, written_whole
 from ..projector import ContextProjector
 from .clip import normalize, shrink
 from .data import CACHE, GROUPS, pictures, to_tensor
-from .loop import device
+from .loop import bf16_pays, device
 from .tokenizer import token_ids
 
 BATCH = 64
@@ -44,7 +44,7 @@ def _batches(pixels: np.ndarray, what: str):
 def _latents(arrays: dict) -> dict[str, torch.Tensor]:
     vae = AutoencoderKL.from_pretrained(TINY_SCENES / "vae").to(device(), torch.float32)
     made = []
-    with torch.autocast(device().type, torch.bfloat16):
+    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
         for pixels in _batches(arrays["pixels"], "latents"):
             made.append(vae.encode(to_tensor(pixels).to(device())).latent_dist.mean * vae.config.scaling_factor)
     return {"latents": torch.cat(made).half().cpu()}
@@ -56,7 +56,7 @@ def _clip_features(arrays: dict) -> dict[str, torch.Tensor]:
     image_encoder = CLIPVisionModel.from_pretrained(TINY_SCENES / "image_encoder").to(device(), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
     projector, pooled, statistics = ContextProjector(), [], []
-    with torch.autocast(device().type, torch.bfloat16):
+    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
         for pixels in _batches(arrays["pixels"], "context features"):
             normalized, removed = normalize(torch.from_numpy(shrink(pixels)))
             seen = image_encoder(normalized.to(device())).last_hidden_state[:, 1:]
