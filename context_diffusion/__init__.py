@@ -22,11 +22,12 @@ _HOME = {  # public name -> the module that holds it
     "fuse_prompts": "fusion.prompt",
     "Description": "fusion.description",
     "ImageSource": "fusion.caption",
+    "MusicSource": "fusion.music",
     "WeatherSource": "fusion.weather",
 }
 _MODULES = {
     "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "fusion", "images",
-    "inversion", "metrics", "notebook", "plotting", "projector", "reading", "scenes", "training", "widgets",
+    "inversion", "melodies", "metrics", "notebook", "plotting", "projector", "reading", "scenes", "training", "widgets",
 }  # fmt: skip
 
 __all__ = sorted({*_HOME, *_MODULES})

@@ -1,0 +1,196 @@
+"""Music as words: CLAP (Wu et al. 2023) says which of some descriptions fits a recording best, with no training.
+
+    MusicSource("sad-piano.flac").describe()                                         # the offline model
+    MusicSource("song.wav", model="clap", descriptions={"a storm in music": "a stormy sea", ...})
+
+Sound and text become unit vectors a and t_k in one space; the probability of description k is
+
+    p_k = exp(s a . t_k) / sum_j exp(s a . t_j),                                                                (1)
+
+s the model's learned temperature for sound. Long recordings are heard window by window, and the logits s a . t_k of the
+windows are averaged.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..checkpoints import load_part
+from ..metrics.inputs import batched
+from ..paths import TINY_FUSION
+from .description import Description
+from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
+from .sound import Recording, Sound, read_sound
+
+OFFLINE = "tiny-fusion"
+TAGGERS = {  # name -> folder or repository id
+    OFFLINE: str(TINY_FUSION / "music"),
+    "clap": "laion/clap-htsat-unfused",  # 0.6 GB, Apache-2.0, 48 kHz
+}
+BATCH_SIZE = 16  # windows at once
+
+
+class MusicTagger:
+    """A CLAP with its tokenizer and feature extractor; ``rate`` in Hz is the one it hears at.
+
+    >>> tagger = MusicTagger.from_pretrained()  # doctest: +SKIP
+    >>> tagger(read_sound("sad-piano.flac", tagger.rate), ["a happy piece", "a sad piece"])  # doctest: +SKIP
+    tensor([0.0101, 0.9899])
+    """
+
+    def __init__(self, network: torch.nn.Module, tokenizer, extractor):
+        self.network, self.tokenizer, self.extractor = network, tokenizer, extractor
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "MusicTagger":
+        """Load ``"tiny-fusion"`` (offline), ``"clap"`` (hub), a folder, or a repository id of a CLAP.
+
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+        """
+        from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
+
+        location = find_tagger(name)
+        network = load_part(ClapModel, location).eval().requires_grad_(False).to(device)
+        return cls(network, *(load_part(kind, location, dtype=None) for kind in (AutoTokenizer, AutoFeatureExtractor)))
+
+    @property
+    def rate(self) -> int:
+        """Samples per second that the network was trained on."""
+        return self.extractor.sampling_rate
+
+    def __call__(self, sound: Sound, descriptions: Sequence[str]) -> Float[Tensor, " texts"]:
+        """Give the probability of each description, Eq. (1); the sound is at :attr:`rate`."""
+        return self.logits([sound], descriptions)[0].softmax(dim=0)
+
+    @torch.inference_mode()
+    def logits(self, sounds: Iterable[Sound], descriptions: Sequence[str]) -> Float[Tensor, "sounds texts"]:
+        """Give s a . t_k of Eq. (1) for each sound and description, averaged over the windows of each sound.
+
+        Raises ``ValueError`` for a sound at another rate, and for words that a tokenizer has to take as unknown.
+        """
+        texts = self._read(descriptions)
+        scale = self.network.logit_scale_a.exp()
+        rows = []
+        for sound in sounds:
+            if sound.rate != self.rate:
+                raise ValueError(
+                    f"This model hears {self.rate} Hz; {sound.name} has {sound.rate}: read_sound resamples."
+                )
+            heard = [self._hear(batch) for batch in batched(self.windows(sound.samples), BATCH_SIZE)]
+            rows.append((scale * torch.cat(heard) @ texts.T).mean(dim=0))
+        return torch.stack(rows).cpu()
+
+    def windows(self, samples: Float[np.ndarray, " samples"]) -> list[Float[np.ndarray, " heard"]]:
+        """Cut into as few windows as cover everything, evenly placed; sound shorter than one is taken whole."""
+        size = self.extractor.nb_max_samples
+        count = max(1, -(-len(samples) // size))
+        starts = np.linspace(0, max(0, len(samples) - size), count).round().astype(int)
+        return [samples[start : start + size] for start in starts]
+
+    def _hear(self, windows: Sequence[Float[np.ndarray, " _"]]) -> Float[Tensor, "windows dim"]:
+        inputs = self.extractor(list(windows), sampling_rate=self.rate, return_tensors="pt")
+        longer = torch.zeros(len(windows), 1, dtype=torch.bool)  # no window is: the extractor would pick one at random
+        features = inputs["input_features"].float().to(self.network.device)
+        return self.network.get_audio_features(input_features=features, is_longer=longer).pooler_output
+
+    def _read(self, descriptions: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        if isinstance(descriptions, str) or len(descriptions) < 2:
+            raise ValueError(f"Music is compared with two descriptions or more; got {descriptions!r:.80}.")
+        inputs = self.tokenizer(list(descriptions), padding=True, truncation=True, return_tensors="pt")
+        unknown = (inputs.input_ids == self.tokenizer.unk_token_id).any(dim=1).tolist()
+        if any(unknown):
+            known = ", ".join(word for word in sorted(self.tokenizer.get_vocab()) if word.isalpha())
+            raise ValueError(
+                f"The model does not know every word of {descriptions[unknown.index(True)]!r}. It knows: {known:.900}."
+            )
+        return self.network.get_text_features(**inputs.to(self.network.device)).pooler_output
+
+
+@dataclass(frozen=True)
+class MusicSource:
+    """A piece of music as a source of words; ``model`` is a :class:`MusicTagger` or the name of one.
+
+    ``recording`` is a file, samples with their ``rate`` in Hz, or ``(samples, rate)``. ``descriptions`` maps what the
+    music is compared with to the words for the prompt; without it, the moods and genres of :func:`music_table` are
+    taken, and ``vocabulary`` says whether the words are the offline model's or plain English.
+    """
+
+    recording: Recording | Sound
+    rate: float | None = None
+    model: MusicTagger | str | Path = OFFLINE
+    descriptions: Mapping[str, str] | None = None
+    vocabulary: Literal["offline", "open"] = "offline"
+
+    def __post_init__(self) -> None:
+        if self.vocabulary not in ("offline", "open"):
+            raise ValueError(f"vocabulary is 'offline' or 'open', not {self.vocabulary!r}.")
+        given = self.descriptions
+        if given is not None and not (isinstance(given, Mapping) and len(given) >= 2):
+            raise ValueError(
+                "descriptions maps two or more sentences about music to words for the prompt, such as "
+                f"{{'a happy piece of music': 'a sunny meadow', ...}}; got {given!r:.80}."
+            )
+
+    def describe(self) -> Description:
+        """Say what the music suggests; the confidence is the probability of its mood (or description), Eq. (1).
+
+        Silence says nothing, with confidence 0. Raises as :func:`.sound.read_sound`,
+        :meth:`MusicTagger.from_pretrained` and :meth:`MusicTagger.logits` do.
+        """
+        tagger = self.model if isinstance(self.model, MusicTagger) else None
+        sound = read_sound(
+            self.recording, tagger.rate if tagger else 48_000, rate=self.rate
+        )  # before a model is loaded
+        if tagger is None and not sound.silent:
+            tagger = _loaded(str(self.model))
+            sound = read_sound(self.recording, tagger.rate, rate=self.rate)
+        source = f"music in {sound.name}"
+        if sound.silent:
+            return Description("", 0.0, source, sound.notes)
+        if self.descriptions is not None:
+            best, sure = likeliest(tagger(sound, list(self.descriptions)), list(self.descriptions))
+            return Description(self.descriptions[best], sure, source, (f"{best} ({sure:.2f})", *sound.notes))
+        mood, sure = likeliest(tagger(sound, list(MOOD_DESCRIPTIONS.values())), list(MOOD_DESCRIPTIONS))
+        genre, of_genre = likeliest(tagger(sound, list(GENRE_DESCRIPTIONS.values())), list(GENRE_DESCRIPTIONS))
+        text = offline_words(mood) if self.vocabulary == "offline" else open_words(mood, genre)
+        return Description(text, sure, source, (f"{mood} ({sure:.2f}), {genre} ({of_genre:.2f})", *sound.notes))
+
+
+def likeliest(chances: Float[Tensor, " labels"], labels: Sequence[str]) -> tuple[str, float]:
+    """Give the label of the highest probability, and that probability."""
+    best = int(chances.argmax())
+    return labels[best], min(1.0, float(chances[best]))
+
+
+def find_tagger(name: str | Path) -> str:
+    """Say where a CLAP lives: a folder or a repository id; raise what teaches where there is none."""
+    location = Path(TAGGERS.get(str(name), str(name))).expanduser()
+    if location.is_dir():
+        if not (location / "config.json").is_file():
+            raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
+        return str(location)
+    if str(name) == OFFLINE:
+        raise FileNotFoundError(
+            f"The offline model of music is not at {location}; `python -m context_diffusion.training.music` trains it."
+        )
+    if str(name) in TAGGERS or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return TAGGERS.get(str(name), str(name))
+    near = difflib.get_close_matches(str(name), TAGGERS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(
+        f"There is no music model {str(name)!r}: give {' or '.join(TAGGERS)}, an existing folder, or owner/name{hint}"
+    )
+
+
+@cache
+def _loaded(name: str) -> MusicTagger:
+    return MusicTagger.from_pretrained(name)
