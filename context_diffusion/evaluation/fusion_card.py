@@ -10,6 +10,7 @@ from .card import FUSION_PROTOCOLS, score_table, training_table
 
 COMPONENTS = {  # record of the run -> folder, class, what it learned from
     "captioner": ("captioner", "BlipForConditionalGeneration", "pictures and captions"),
+    "music": ("music", "ClapModel", "synthesised pieces of music and captions"),
 }
 
 TEXT = """\
@@ -36,6 +37,10 @@ as that of the offline CLIP (its first LayerNorm folded into the embedding); the
 the whole sentence, "a boat among hills under the sun, watercolor style", by cross-entropy. Pictures are cropped a
 little, mirrored or not, and dynamically normalized, so captions say nothing of the palette.
 
+The music model is a CLAP: an HTSAT of two stages hears five seconds of 3,000 pieces of `context_diffusion.melodies`,
+synthesised from drawn moods and genres, and meets their captions, moods and genres in one space by CLAP's contrastive
+loss. Pieces are cut at random, made louder or softer, and noisy.
+
 {training}
 
 ## Scores
@@ -47,6 +52,8 @@ Unseen scenes, consecutive seeds, nothing picked; 95 % intervals.
 ## Limits
 
 - Every picture is called one of twelve objects on one of four backgrounds, a photograph too.
+- The music model has heard nothing but the synthesiser of `context_diffusion.melodies`: six moods, six genres. What it
+  says of a real recording is a guess; `MusicSource(..., model="clap")` takes one that has heard real music.
 - Words outside the world are unknown to the tokenizer.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..paths import ROOT
 
-PROTOCOLS = ("reconstruction", "clip", "text", "layout", "context", "domain", "captions", "speed")
+PROTOCOLS = ("reconstruction", "clip", "text", "layout", "context", "domain", "captions", "music", "speed")
 COMMAND = "python -m context_diffusion.evaluation.offline"
 
 
