@@ -43,7 +43,7 @@ def hand_features(samples: Float[np.ndarray, " samples"], rate: int) -> Float[np
         np.polyfit(np.linspace(-0.5, 0.5, len(level)), level, 1)[0],
         level.std(),
         mean[hertz < 200].sum() / mean.sum(),
-        (tones * np.roll(tones, 1)).sum() / (tones**2).sum(),
+        (tones * np.roll(tones, 1)).sum() / max((tones**2).sum(), 1e-12),
     ])  # fmt: skip
 
 
@@ -84,7 +84,9 @@ class NearestMean:
     whitening: Float[np.ndarray, "features features"]
 
     @classmethod
-    def fit(cls, features: Float[np.ndarray, "n features"], labels: Sequence[int]) -> "NearestMean":
+    def fit(
+        cls, features: Float[np.ndarray, "n features"], labels: Sequence[int] | Int[np.ndarray, " n"]
+    ) -> "NearestMean":
         """Take means, and the pooled covariance C within the classes; the whitening W has W W^T = C^-1."""
         labels = np.asarray(labels)
         means = np.stack([features[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
@@ -110,10 +112,9 @@ def _rises(power: Float[np.ndarray, "frames bins"]) -> Float[np.ndarray, " other
 
 
 def _tempo(onset: Float[np.ndarray, " frames"], rate: int) -> float:
-    onset = onset - onset.mean()
-    spectrum = np.abs(np.fft.rfft(onset, 2 * len(onset))) ** 2
-    correlation = np.fft.irfft(spectrum)[: len(onset)]
     lags = np.arange(int(60 * rate / HOP / FASTEST), int(60 * rate / HOP / SLOWEST) + 1)
+    moved = np.pad(onset - onset.mean(), (0, lags[-1]))
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(moved)) ** 2, len(moved))
     tempi = 60 * rate / HOP / lags
     prior = np.exp(-0.5 * (np.log2(tempi / USUAL) / OCTAVES) ** 2)
     return float(tempi[np.argmax(correlation[lags] * prior)])
