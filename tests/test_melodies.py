@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,10 +15,12 @@ from context_diffusion.evaluation.hand_features import (
     key_fits,
 )
 from context_diffusion.melodies import GENRES, MODES, MOODS, RATE, SECONDS, Piece, describe, render, write_score
+from context_diffusion.melodies.__main__ import EXAMPLES, example
 from context_diffusion.melodies.instruments import TIMBRES, hertz, stroke, tone
 from context_diffusion.melodies.piece import BANDS, CUES, MODE_CHANCES, RANGES
 from context_diffusion.melodies.render import ROOM, _in_room
 from context_diffusion.melodies.vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, key_word, tempo_word
+from context_diffusion.paths import DATA
 
 SEEDS = st.integers(0, 10**7)
 
@@ -164,6 +167,14 @@ def test_a_swell_makes_it_louder_by_its_decibels():
     ratio = rising / np.where(np.abs(steady) > 1e-3, steady, np.nan)
     rise = 20 * np.log10(np.nanmedian(ratio[-RATE:]) / np.nanmedian(ratio[:RATE]))
     assert rise == pytest.approx(10.0, abs=0.2)  # 12 dB over six seconds, from the first second's middle to the last's
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_shipped_pieces_are_those_that_the_script_writes(number):
+    mood, genre = EXAMPLES[number]
+    samples, rate = soundfile.read(DATA / "audio" / f"music-{mood}-{genre.replace(' ', '-')}.flac")
+    assert rate == RATE
+    np.testing.assert_allclose(samples, example(number), atol=2**-15)
 
 
 # --- in words --------------------------------------------------------------------------------------------
