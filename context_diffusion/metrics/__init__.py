@@ -1,4 +1,4 @@
-"""The field's scores with error bars: text, style, layout, palette, distribution, leakage.
+"""The field's scores with error bars: text, style, layout, palette, distribution, leakage, word errors.
 
 Each score takes pictures (or embeddings) in any number, streams over them, and returns an :class:`Estimate`: value,
 standard error, 95 % interval and n. Networks are passed in as functions, so nothing here loads a model:
@@ -34,6 +34,7 @@ from .similarity import (
     text_image_scores,
     text_image_similarity,
 )
+from .words import word_error_rate
 
 __all__ = [
     "CLIP_PREPROCESS", "DINO_PREPROCESS", "Estimate", "FeatureMoments", "Palette", "Preprocess",
@@ -43,4 +44,5 @@ __all__ = [
     "pairwise_scores", "pairwise_similarity", "palette_distance", "palette_distances", "palette_of",
     "reference_scores", "reference_similarity", "set_consistency", "srgb_to_lab", "style_shares",
     "text_image_scores", "text_image_similarity", "weighted_multi_style", "weighted_multi_style_scores",
+    "word_error_rate",
 ]  # fmt: skip

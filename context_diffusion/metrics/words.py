@@ -1,0 +1,62 @@
+"""Word error rate: how many words of what was said must be changed, added or left out to get what was written down."""
+
+import re
+from collections.abc import Hashable, Iterable, Sequence
+
+from .estimates import Estimate, estimate_mean
+
+
+def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Count the substitutions, insertions and deletions that turn one sequence into the other (Levenshtein 1966).
+
+    D(i, j) = min(D(i-1, j) + 1, D(i, j-1) + 1, D(i-1, j-1) + [a_i != b_j]), row by row.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    row = list(range(len(second) + 1))
+    for i, one in enumerate(first, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(second, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (one != other))
+    return row[-1]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without the marks between them.
+
+    >>> words_of("A boat, neon style.")
+    ['a', 'boat', 'neon', 'style']
+    """
+    return re.findall(r"[\w'-]+", text.casefold())
+
+
+def word_errors(said: str, written: str) -> int:
+    """Count the words that are wrong, missing or too many in what was ``written`` down of what was ``said``."""
+    return edit_distance(words_of(said), words_of(written))
+
+
+def word_error_rate(
+    said: Iterable[str], written: Iterable[str], sets: Iterable[Hashable] | None = None, **options
+) -> Estimate:
+    """Estimate sum of errors / sum of words over all utterances, resampled by utterance, or by what ``sets`` names.
+
+    It can exceed 1. ``options`` go to :func:`.estimates.estimate_mean`. Raises ``ValueError`` where an utterance has no
+    words, or there are not as many texts written as said.
+
+    >>> word_error_rate(["a boat by the sea", "a neon cat"], ["a boat by the sea", "neon hat"]).value
+    0.25
+    """
+    pairs = list(zip(said, written, strict=True))
+    labels = list(range(len(pairs)) if sets is None else sets)
+    values, owners = [], []
+    for (one, other), label in zip(pairs, labels, strict=True):
+        count = len(words_of(one))
+        if not count:
+            raise ValueError("A word error rate counts by the words that were said; an utterance has none.")
+        values += [
+            float(word_errors(one, other)),
+            *[0.0] * (count - 1),
+        ]  # one value for each word: sum / count is the rate
+        owners += [label] * count
+    return estimate_mean(values, owners, **options)
