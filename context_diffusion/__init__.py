@@ -21,8 +21,12 @@ _HOME = {  # public name -> the module that holds it
     "Trajectory": "inversion",
     "fuse_prompts": "fusion.prompt",
     "Description": "fusion.description",
+    "AudioSource": "fusion.speech",
     "ImageSource": "fusion.caption",
     "MusicSource": "fusion.music",
+    "Only": "fusion.only",
+    "Recorder": "recorder",
+    "Transcriber": "fusion.speech",
     "WeatherSource": "fusion.weather",
 }
 _MODULES = {
