@@ -64,6 +64,7 @@ train: $(RUNTIME)
 	$(RUN) -m context_diffusion.training.dino
 	$(RUN) -m context_diffusion.training.judge
 	$(RUN) -m context_diffusion.training.captioner
+	$(RUN) -m context_diffusion.training.speech
 	$(RUN) -m context_diffusion.training.music
 
 evaluate: $(DEV)
