@@ -14,7 +14,10 @@ from pathlib import Path
 
 from ..paths import ROOT
 
-PROTOCOLS = ("reconstruction", "clip", "text", "layout", "context", "domain", "captions", "music", "speed")
+PROTOCOLS = (
+    "reconstruction", "clip", "text", "layout", "context", "domain", "finetuned", "captions", "music", "speech",
+    "speed",
+)  # fmt: skip
 COMMAND = "python -m context_diffusion.evaluation.offline"
 
 
