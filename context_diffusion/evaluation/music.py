@@ -36,19 +36,24 @@ def run(bench: Bench) -> Report:
         "one piece is one unit; moods and genres are equally frequent, so chance is 1/6",
         f"the baseline: nearest class mean of {len(measured[0])} hand features, learned from {len(known)} pieces",
     ])  # fmt: skip
+    every = [text for _, descriptions in KINDS.values() for text in descriptions.values()]
+    logits = tagger.logits(heard, every).split([len(names) for names, _ in KINDS.values()], dim=1)
     confusions = {}
-    for kind, (names, descriptions) in KINDS.items():
+    for (kind, (names, _)), of_kind in zip(KINDS.items(), logits, strict=True):
         wanted = np.array([names.index(getattr(piece, kind)) for piece in asked])
-        chances = tagger.logits(heard, list(descriptions.values())).softmax(dim=1).numpy()
+        chances = of_kind.softmax(dim=1).numpy()
         right = chances.argmax(axis=1) == wanted
         model = NearestMean.fit(np.array(by_hand), [names.index(getattr(piece, kind)) for piece in known])
         simple = model(np.array(measured)) == wanted
         report.add(f"{kind} right", estimate_rate(right), at_least=AIMS[kind])
         report.add(f"{kind} right, baseline", estimate_rate(simple))
-        report.add(f"{kind}: model minus baseline", estimate_difference(right, simple), at_least=0.0)
+        report.add(f"{kind}: model minus baseline", estimate_difference(1.0 * right, 1.0 * simple), at_least=0.0)
         for name, among in (("right", right), ("wrong", ~right)):
             if among.any():
-                report.add(f"mean confidence where the {kind} is {name}", estimate_mean(chances[among].max(axis=1)))
+                report.add(
+                    f"mean confidence where the {kind} is {name}",
+                    estimate_mean(chances[among].max(axis=1).astype(float)),
+                )
         confusions[kind] = confusion(wanted, chances.argmax(axis=1), len(names))
     report.sheets = {"confusions": draw_confusions(confusions, {kind: names for kind, (names, _) in KINDS.items()})}
     return report

@@ -159,8 +159,12 @@ class MusicSource:
         if self.descriptions is not None:
             best, sure = likeliest(tagger(sound, list(self.descriptions)), list(self.descriptions))
             return Description(self.descriptions[best], sure, source, (f"{best} ({sure:.2f})", *sound.notes))
-        mood, sure = likeliest(tagger(sound, list(MOOD_DESCRIPTIONS.values())), list(MOOD_DESCRIPTIONS))
-        genre, of_genre = likeliest(tagger(sound, list(GENRE_DESCRIPTIONS.values())), list(GENRE_DESCRIPTIONS))
+        logits = tagger.logits([sound], [*MOOD_DESCRIPTIONS.values(), *GENRE_DESCRIPTIONS.values()])[0]
+        moods, genres = (
+            part.softmax(dim=0) for part in logits.split([len(MOOD_DESCRIPTIONS), len(GENRE_DESCRIPTIONS)])
+        )
+        mood, sure = likeliest(moods, list(MOOD_DESCRIPTIONS))
+        genre, of_genre = likeliest(genres, list(GENRE_DESCRIPTIONS))
         text = offline_words(mood) if self.vocabulary == "offline" else open_words(mood, genre)
         return Description(text, sure, source, (f"{mood} ({sure:.2f}), {genre} ({of_genre:.2f})", *sound.notes))
 
