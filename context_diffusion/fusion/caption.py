@@ -1,8 +1,6 @@
 """A picture as words: BLIP (Li et al. 2022), the offline one or one of the hub."""
 
-import difflib
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +16,7 @@ from ..images import ImageLike, load_image, resize, to_tensor
 from ..metrics.inputs import batched
 from ..paths import TINY_FUSION
 from .description import Description
+from .names import find_weights
 
 OFFLINE = "tiny-fusion"
 CAPTIONERS = {  # name -> folder or repository id
@@ -108,22 +107,8 @@ def confidence(
 
 def find_captioner(name: str | Path) -> str:
     """Say where a captioner lives: a folder or a repository id; raise what teaches where there is none."""
-    location = Path(CAPTIONERS.get(str(name), str(name))).expanduser()
-    if location.is_dir():
-        if not (location / "config.json").is_file():
-            raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
-        return str(location)
-    if str(name) == OFFLINE:
-        raise FileNotFoundError(
-            f"The offline captioner is not at {location}; `python -m context_diffusion.training.captioner` trains it."
-        )
-    if str(name) in CAPTIONERS or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
-        return CAPTIONERS.get(str(name), str(name))
-    near = difflib.get_close_matches(str(name), CAPTIONERS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(
-        f"There is no captioner {str(name)!r}: give {' or '.join(CAPTIONERS)}, an existing folder, or owner/name{hint}"
-    )
+    trainer = "python -m context_diffusion.training.captioner"
+    return find_weights(name, CAPTIONERS, "captioner", OFFLINE, trainer)
 
 
 @cache
