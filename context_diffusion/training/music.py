@@ -95,17 +95,17 @@ def log_mel(
 
 
 def augmented(whole: Float[Tensor, "n frames mels"], generator: torch.Generator) -> Float[Tensor, "n 1 heard mels"]:
-    """Cut FRAMES at random places, change the gain by -25 to 9 dB, and add white noise, 20 to 70 dB below the loudest.
+    """Cut FRAMES at random places, change the gain by -15 to 9 dB, and add white noise, 35 to 95 dB below the loudest.
 
     Powers add: 10 log10(10^(s/10) + 10^(n/10)), with n the level of the noise times a gamma variate of mean 1.
     """
     count, frames, mels = whole.shape
     starts = torch.randint(frames - FRAMES + 1, (count,), generator=generator)
     cut = torch.stack([one[start : start + FRAMES] for one, start in zip(whole, starts.tolist(), strict=True)]).float()
-    level = cut.amax(dim=(1, 2), keepdim=True) - 20 - 50 * torch.rand(count, 1, 1, generator=generator)
+    level = cut.amax(dim=(1, 2), keepdim=True) - 35 - 60 * torch.rand(count, 1, 1, generator=generator)
     uneven = torch.rand(2, *cut.shape, generator=generator).clamp(min=1e-6).log().neg().mean(dim=0)
     noisy = 10 * (10 ** (cut / 10) + uneven * 10 ** (level / 10)).log10()
-    gain = -25 + 34 * torch.rand(count, 1, 1, generator=generator)
+    gain = -15 + 24 * torch.rand(count, 1, 1, generator=generator)
     return (noisy + gain)[:, None]
 
 
