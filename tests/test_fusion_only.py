@@ -1,7 +1,7 @@
 """Some of what a source says: only phrases of the kinds asked for, each as it was."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import context_diffusion as cd
@@ -13,6 +13,7 @@ KINDS = ("background", "palette", "style", "sun")
 
 
 @given(st.sampled_from(OBJECTS), st.sampled_from(BACKGROUNDS), st.booleans(), st.integers(0, 99))
+@settings(deadline=None)
 def test_kinds_and_the_rest_make_up_the_whole(thing, place, sun, seed):
     said = f"{caption(Scene(thing, place, sun), Style.draw(seed))}, warm colors"
     parts = [phrase.text for kind in KINDS for phrase in split_phrases(cd.Only(said, kind).describe().text)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..paths import ROOT, TINY_SCENES, written_whole
 from .offline import PROTOCOLS
 
-FUSION_PROTOCOLS = ("captions", "music", "speech")  # scores of tiny-fusion, which has a card of its own
+FUSION_PROTOCOLS = ("captions", "music", "speech", "fusion")  # scores of tiny-fusion, which has a card of its own
 COMPONENTS = {  # record of the run -> folders, class, what it learned from
     "vae": ("vae", "AutoencoderKL", "pictures"),
     "clip": ("clip, text_encoder, image_encoder", "CLIPModel", "pictures and captions"),

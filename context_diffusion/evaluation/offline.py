@@ -16,7 +16,7 @@ from ..paths import ROOT
 
 PROTOCOLS = (
     "reconstruction", "clip", "text", "layout", "context", "domain", "finetuned", "captions", "music", "speech",
-    "speed",
+    "fusion", "speed",
 )  # fmt: skip
 COMMAND = "python -m context_diffusion.evaluation.offline"
 
