@@ -61,6 +61,14 @@ def test_every_text_is_made_of_words_that_the_tokenizer_has_and_comes_back():
     assert len({tuple(row) for row in ids[: len(words())]}) == len(words())
 
 
+def test_one_text_in_four_is_words_in_any_order():
+    loose = [data.in_any_order(seed) for seed in range(2000)]
+    assert np.mean(loose) == pytest.approx(0.25, abs=0.03)
+    texts = [data.draw_text(seed) for seed in range(100)]
+    assert not any("," in text for text, any_order in zip(texts, loose, strict=False) if any_order)
+    assert any("," in text for text in texts)
+
+
 @talking
 def test_every_unseen_voice_is_another_than_its_accent_alone():
     """espeak-ng takes a variant that it does not know, or that an accent does not take, for none at all."""
@@ -183,6 +191,12 @@ def test_batches_come_again_with_their_generator_and_are_no_longer_than_they_nee
         assert features.shape[2] % 2 == 0
         frames.add(features.shape[2])
     assert max(frames) <= training.WINDOW * RATE // training.HOP and len(frames) > 5
+
+
+def test_words_in_any_order_are_taken_more_often():
+    pool = training.Batches(spoken_tones(), training.new_processor(), 4).pool
+    times = [training.OFTEN if data.in_any_order(seed) else 1 for seed in range(12)]
+    assert np.bincount(pool).tolist() == times and 1 < np.mean(times) < training.OFTEN
 
 
 def test_masks_hide_stripes_and_leave_the_rest():

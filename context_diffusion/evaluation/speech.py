@@ -11,7 +11,7 @@ from ..fusion.sound import Sound
 from ..fusion.speech import Transcriber
 from ..metrics import Estimate, estimate_mean, estimate_rate, word_error_rate
 from ..metrics.words import word_errors
-from ..training.speech_data import HELD_OUT, NOISES, RATE, UNSEEN, Speech, noise, speech, with_noise
+from ..training.speech_data import HELD_OUT, NOISES, RATE, UNSEEN, Speech, in_any_order, noise, speech, with_noise
 from .bench import Bench
 from .papers.curves import picture_of
 from .papers.tables import Table
@@ -34,6 +34,10 @@ def run(bench: Bench) -> Report:
         "each utterance meets white, pink and babble noise (other utterances, of the voices trained on) at each level",
     ])  # fmt: skip
     report.add("word error rate, clean", rate(spoken, clean), at_most=AIM)
+    for name, loose in (("captions and prompts", False), ("words in any order", True)):
+        kept = [index for index in number if in_any_order(HELD_OUT + index) == loose]
+        if kept:
+            report.add(f"word error rate, clean, {name}", rate(spoken, clean, kept))
     by_kind: dict[str, dict[int, Estimate]] = {kind: {} for kind in NOISES}
     others = speech(bench.count(400, 20))
     for decibels in DECIBELS:
@@ -51,7 +55,10 @@ def run(bench: Bench) -> Report:
         if among.any():
             sure = [one.confidence for one, counted in zip(clean, among, strict=True) if counted]
             report.add(f"mean confidence of utterances {name}, clean", estimate_mean(sure))
-    rows = {voice: {"word error rate": rate(spoken, clean, voice)} for voice in sorted(set(spoken.voices))}
+    said_by = {
+        voice: [index for index in number if spoken.voices[index] == voice] for voice in sorted({*spoken.voices})
+    }
+    rows = {voice: {"word error rate": rate(spoken, clean, kept)} for voice, kept in said_by.items()}
     report.add_table("voices", Table("Unseen voices, clean", rows, lower=("word error rate",)))
     report.sheets = {"noise": draw_rates(by_kind, rate(spoken, clean))}
     return report
@@ -69,9 +76,9 @@ def recording(
     return Sound(with_noise(samples, noise(kind, length, generator, others), decibels), RATE, f"utterance {index}")
 
 
-def rate(spoken: Speech, heard: Sequence[Description], voice: str | None = None) -> Estimate:
-    """The word error rate of all utterances, or of those of one ``voice``."""
-    kept = [index for index, name in enumerate(spoken.voices) if voice in (None, name)]
+def rate(spoken: Speech, heard: Sequence[Description], kept: Sequence[int] | None = None) -> Estimate:
+    """The word error rate of all utterances, or of those of the numbers ``kept``."""
+    kept = range(len(spoken)) if kept is None else kept
     return word_error_rate([spoken.texts[index] for index in kept], [heard[index].text for index in kept])
 
 

@@ -31,7 +31,7 @@ from transformers import (
 from ..paths import TINY_FUSION
 from ..scenes import words
 from .loop import Recipe, device, load_published, publish_pretrained, train
-from .speech_data import NOISES, RATE, Speech, noise, speech, with_noise
+from .speech_data import NOISES, RATE, Speech, in_any_order, noise, speech, with_noise
 
 SPOKEN = (",", *(f" {word}" for word in words()))  # with the space before, as Whisper's tokens have it
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")  # last: beyond them, Whisper keeps times
@@ -47,6 +47,7 @@ NOISE_SECONDS = 60  # of each noise, of which pieces are taken
 EMPTY = 0.03  # share of samples with noise and no words
 NOISY = 0.75  # share of samples with noise
 FASTER, SLOWER = 0.86, 1.16  # of the length, at which an utterance is played
+OFTEN = 4  # times that words in any order are taken: most words of the world are in no caption, and heard nowhere else
 FULL = 0.1  # share of batches in which the whole window is seen
 
 
@@ -152,6 +153,8 @@ class Batches:
 
     def __init__(self, spoken: Speech, processor: WhisperProcessor, size: int):
         self.spoken, self.processor, self.size = spoken, processor, size
+        loose = [in_any_order(seed) for seed in range(len(spoken))]
+        self.pool = np.repeat(np.arange(len(spoken)), np.where(loose, OFTEN, 1))
         generator = np.random.default_rng(0)
         self.noises = [noise(kind, NOISE_SECONDS * RATE, generator, spoken) for kind in NOISES for _ in range(4)]
 
@@ -159,7 +162,8 @@ class Batches:
         """Draw one batch."""
         seed = int(torch.randint(2**31, (1,), generator=generator))
         numbers = np.random.default_rng(seed)
-        order = np.argsort(self.spoken.lengths() * numbers.uniform(0.8, 1.25, len(self.spoken)))
+        lengths = self.spoken.lengths()[self.pool] * numbers.uniform(0.8, 1.25, len(self.pool))
+        order = self.pool[np.argsort(lengths)]
         start = int(numbers.integers(len(order) - self.size + 1))
         samples, texts = [], []
         for index in order[start : start + self.size].tolist():

@@ -45,6 +45,7 @@ UNSEEN = (
     "en-gb-scotland+paul", "en-gb-x-rp+steph", "en-gb-x-rp+robert",
 )  # fmt: skip
 NOISES = ("white", "pink", "babble")
+CAPTIONS, PROMPTS = 0.5, 0.25  # shares of the texts; the rest are words in any order
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def draw_text(seed: int) -> str:
     noun, style = str(generator.choice(nouns)), str(generator.choice(STYLES))
     places = [place for phrases in PLACES.values() for place in phrases if place]
     family = str(generator.choice(PALETTE_FAMILIES))
-    if kind < 0.5:
+    if kind < CAPTIONS:
         return caption(Scene.draw(seed), Style.draw(seed), seed)
-    if kind < 0.75:
+    if kind < CAPTIONS + PROMPTS:
         sun, here, there, near = (str(generator.choice(these)) for these in (SUN, places, places, places))
         other = article(str(generator.choice(nouns)))
         short = (
@@ -88,6 +89,11 @@ def draw_text(seed: int) -> str:
         )  # fmt: skip
         return str(generator.choice(short))
     return " ".join(generator.choice(words(), int(generator.integers(1, 6))))
+
+
+def in_any_order(seed: int) -> bool:
+    """Whether the text of a seed is words in any order, and no caption or prompt."""
+    return np.random.default_rng([seed, 10]).random() >= CAPTIONS + PROMPTS
 
 
 def say(utterance: Utterance) -> Float32[np.ndarray, " samples"]:
