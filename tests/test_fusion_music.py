@@ -331,7 +331,7 @@ def test_the_protocol_is_skipped_with_a_sentence_where_the_model_is_missing(tmp_
     monkeypatch.setitem(music.TAGGERS, "tiny-fusion", str(tmp_path / "none"))
     assert "music" in offline.PROTOCOLS
     assert not offline.run("music", Bench(quick=True), tmp_path)
-    assert "music: not run. The offline model of music is not at" in capsys.readouterr().out
+    assert "music: not run. The offline music model is not at" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (TINY_FUSION / "music" / "config.json").is_file(), reason="no offline model of music")

@@ -11,8 +11,6 @@ s the model's learned temperature for sound. Long recordings are heard window by
 windows are averaged.
 """
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +27,7 @@ from ..metrics.inputs import batched
 from ..paths import TINY_FUSION
 from .description import Description
 from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
+from .names import find_weights
 from .sound import Recording, Sound, read_sound
 
 OFFLINE = "tiny-fusion"
@@ -177,22 +176,7 @@ def likeliest(chances: Float[Tensor, " labels"], labels: Sequence[str]) -> tuple
 
 def find_tagger(name: str | Path) -> str:
     """Say where a CLAP lives: a folder or a repository id; raise what teaches where there is none."""
-    location = Path(TAGGERS.get(str(name), str(name))).expanduser()
-    if location.is_dir():
-        if not (location / "config.json").is_file():
-            raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
-        return str(location)
-    if str(name) == OFFLINE:
-        raise FileNotFoundError(
-            f"The offline model of music is not at {location}; `python -m context_diffusion.training.music` trains it."
-        )
-    if str(name) in TAGGERS or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
-        return TAGGERS.get(str(name), str(name))
-    near = difflib.get_close_matches(str(name), TAGGERS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(
-        f"There is no music model {str(name)!r}: give {' or '.join(TAGGERS)}, an existing folder, or owner/name{hint}"
-    )
+    return find_weights(name, TAGGERS, "music model", OFFLINE, "python -m context_diffusion.training.music")
 
 
 @cache
