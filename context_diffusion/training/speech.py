@@ -182,7 +182,7 @@ class Batches:
 
 def main() -> None:
     """Train and publish."""
-    recipe = Recipe.from_command_line(__doc__, steps=7000, batch_size=32, learning_rate=1e-3, warmup=300)
+    recipe = Recipe.from_command_line(__doc__, steps=8000, batch_size=32, learning_rate=1e-3, warmup=300)
     processor = new_processor()
     batches = Batches(speech(), processor, recipe.batch_size)
     torch.manual_seed(recipe.seed)
