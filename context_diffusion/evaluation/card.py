@@ -50,8 +50,8 @@ parameters are free. Contexts of a training sample are other scenes of its style
 ## Recipe
 
 `make train` runs all of it. Averaged weights, cosine schedule, AdamW; one thread of a two-core CPU beside other work,
-so the minutes are upper bounds; bf16 where the CPU has it (AMX), fp32 in the second runs of `clip` and `dino`, on one
-that has not. A sum is a run and those that went on from its weights (`--warm`). The curves are in `figures/training/`,
+so the minutes are upper bounds; bf16 where the CPU has it (AMX), fp32 in all runs but the first, on one that has not.
+A sum is a run and those that went on from its weights (`--warm`). The curves are in `figures/training/`,
 with every setting of each run in the JSON beside them.
 
 {training}
@@ -82,7 +82,8 @@ seeds, nothing picked; 95 % intervals.
 
 HISTORY = """These weights took three stretches: 3,500 steps on the schedule that ends at 0.012 with min-SNR-5 weights,
 1,000 on the one that ends at 0.02, the others with the weights that the script has now (the curve shows the breaks).
-The ControlNets were trained beside the U-Net, on its state at the time."""
+The ControlNets' first runs were beside the U-Net's, on its state at the time, that of Canny even on the old schedule;
+its second run was on the U-Net as it is now."""
 
 
 def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, models: Path = TINY_SCENES) -> str:
