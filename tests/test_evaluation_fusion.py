@@ -11,6 +11,7 @@ from context_diffusion.evaluation import fusion, offline
 from context_diffusion.evaluation.bench import Bench
 from context_diffusion.evaluation.fusion import CONDITIONS, SENTENCE, draw_run, fused, orders
 from context_diffusion.evaluation.judge import Judge
+from context_diffusion.evaluation.speech import AROUND
 from context_diffusion.fusion import Description, speech
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES
@@ -71,14 +72,17 @@ def draw(made, label):
 
 
 class Hears(Transcriber):
-    """Takes the last of four sentences for another one."""
+    """Takes the last of four sentences for another one, and every second where no silence comes before it."""
 
-    rate, heard = 16_000, 0
+    rate, heard, tight = 16_000, 0, 0
 
     def __init__(self):
         pass
 
     def __call__(self, sound):
+        if sound.samples[:AROUND].any():
+            self.tight += 1
+            return Description(SENTENCE if self.tight % 2 else "a goat", 0.9)
         self.heard += 1
         return Description("a cat by the sea" if self.heard == 4 else SENTENCE, 0.9)
 
@@ -89,11 +93,12 @@ def test_the_protocol_counts_what_the_judge_sees(monkeypatch):
     )
     monkeypatch.setattr(fusion.Transcriber, "from_pretrained", lambda: Hears())
     monkeypatch.setattr(fusion.Captioner, "from_pretrained", lambda: sees)
-    monkeypatch.setattr(fusion, "say", lambda utterance: np.random.default_rng(0).uniform(-0.5, 0.5, 1600))
+    monkeypatch.setattr(fusion, "say", lambda utterance: np.random.default_rng(0).uniform(-0.5, 0.5, 4800))
     bench = Bench(quick=True)
     bench.judge, bench.draw = Judge(Reader()), draw
     report = fusion.run(bench)
     found = {line.name: line.estimate.value for line in report.lines}
+    assert found["sentence heard as it was said, recording without silence around it"] == 0.5
     assert found["sentence heard as it was said"] == 0.75 and found["style word read off the photograph"] == 1.0
     both, boat, style = (
         {c.name: found[f"{what}, {c.name}"] for c in CONDITIONS} for what in ("boat and style", "boat", "style")
