@@ -24,8 +24,8 @@ SCRIPT = Path(__file__).with_suffix(".js")
 class Recorder:
     """Upload or record; :attr:`recording` is what came last, and the ``default`` until something does.
 
-    With ``draw``, each recording is passed to it, the default first, and what it returns is shown below: a transcript,
-    a picture. Without a kernel the default is all there is.
+    With ``draw``, each recording that comes is passed to it, and what it returns is shown below: a transcript, a
+    picture. Without a kernel the default is all there is.
 
     >>> recorder = Recorder("data/audio/boat.flac")
     No kernel to record in: boat.flac is taken.
@@ -41,7 +41,6 @@ class Recorder:
             return
         self.state = f"Nothing recorded or uploaded yet: {taken} is taken."
         self._build()
-        self._redraw()
 
     def __repr__(self) -> str:
         return "Recorder" if self.box is None else self.state

@@ -76,7 +76,7 @@ def test_the_same_recording_counts_again(kernel):
     box = Recorder(DEFAULT, heard.append)
     for _ in range(2):
         speak(box, file_of(tone(0.1)))
-    assert heard[0] == DEFAULT and [one.name for one in heard[1:]] == ["microphone.wav"] * 2
+    assert [one.name for one in heard] == ["microphone.wav"] * 2
 
 
 def test_silence_is_noted(kernel):
@@ -87,11 +87,9 @@ def test_silence_is_noted(kernel):
 
 def test_where_nothing_can_be_drawn_the_reason_is_said(kernel, capsys):
     def draw(recording):
-        if recording is not DEFAULT:
-            raise ValueError("None of the sources says anything.")
+        raise ValueError("None of the sources says anything.")
 
     box = Recorder(DEFAULT, draw)
-    capsys.readouterr()
     speak(box, file_of(np.zeros(RATE)))
     assert capsys.readouterr().out.endswith("None of the sources says anything.\n")
     assert box.recording.silent
