@@ -107,9 +107,9 @@ def test_the_protocol_counts_what_the_judge_sees(monkeypatch):
     assert both["speech, photograph, its style word"] == 0.75 and style["speech, photograph, its style word"] == 1.0
     assert boat["typed, photograph"] == 1.0 and both["typed, photograph"] == 0.75
     assert style["speech alone"] == both["speech alone"] == 0.25
-    assert found["boat and style, speech alone, minus speech, photograph"] == -0.5
-    assert found["boat and style, speech, photograph, halftone"] == 0.0
-    assert [line.name for line in report.lines if line.aim] == ["boat and style, speech, photograph"]
+    assert found["boat and style, speech alone, minus speech, photograph, its style word"] == -0.5
+    assert found["boat and style, speech, photograph, its style word, halftone"] == 0.0
+    assert [line.name for line in report.lines if line.aim] == ["boat and style, speech, photograph, its style word"]
     assert report.sheets["pictures"].height > 4 * 96
 
 
