@@ -64,7 +64,7 @@ CONDITIONS = (
 
 def run(bench: Bench) -> Report:
     """Palette distance ratio, style and object accuracy for one to three contexts."""
-    count = bench.count(40, 4)
+    count = bench.count(80, 4)
     styles = [STYLES[i % len(STYLES)] for i in range(count)]
     groups = [unseen_group(CONTEXT + i, style, SHOWN + 1) for i, style in enumerate(styles)]
     scenes = [unseen(CONTEXT + count + i, styles[i], object=OBJECTS[i % 12]).scene for i in range(count)]
