@@ -94,8 +94,7 @@ MODELS = {
 def find_model(name: str | Path = DEFAULT) -> Model:
     """Find the row of the table for a name; for a folder or a repository id, make one.
 
-    Raises ``ValueError`` with the near names for an unknown one, ``FileNotFoundError`` where the offline models are
-    missing.
+    Raises ``ValueError`` with the near names for an unknown one, ``FileNotFoundError`` without the offline models.
     """
     text = str(name)
     if text in MODELS:
