@@ -19,17 +19,60 @@ from .encoders import average_embeddings, vision_inputs
 from .images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
 from .projector import ContextProjector
 
+HIDDEN = 0.05  # alpha-bar below which noise hides the mean colour of a picture from the network
+
+Latents = Float[Tensor, "images channels h w"]
+
+
+class HeldColour:
+    """Holds the latents at the contexts' mean colour for as long as noise hides it from the network.
+
+    The forward process makes of a latent z ``sqrt(a) z + sqrt(1 - a) e``, with alpha-bar for a (Ho et al. 2020, eq. 4).
+    Over the pixels of a channel e should have mean 0, and ``sqrt(a)`` times the mean of z be left. But a seed's e has a
+    mean of its own, which outweighs it at first; and an error in the network's guess of e comes back in its picture
+    times ``sqrt(1/a - 1)``, 40-fold at the first steps. So the starting noise, and the latents after each step that
+    leads to ``a < hidden``, get the mean that the contexts would have there. ILVR (Choi et al. 2021, section 3.2) holds
+    all low frequencies like this; here it is the lowest alone, which says nothing of the layout.
+
+    Args:
+        mean: of the contexts' latents, (images, channels, 1, 1).
+        hidden: alpha-bar from which the network sees the mean well enough by itself; at 0 only the start is held.
+    """
+
+    def __init__(self, mean: Float[Tensor, "images channels 1 1"], hidden: float = HIDDEN):
+        self.mean, self.hidden = mean, hidden
+
+    def __call__(self, pipe, step: int, timestep: Tensor, tensors: dict) -> dict:
+        """Be diffusers' ``callback_on_step_end``."""
+        following = pipe.scheduler.timesteps[step + 1 : step + 2]
+        if not len(following) or pipe.scheduler.alphas_cumprod[int(following)] >= self.hidden:
+            return {}
+        alpha = pipe.scheduler.alphas_cumprod[int(following)].to(self.mean)
+        # a scheduler that starts from noise of deviation 1 scales the picture down; others leave it and add more noise
+        scale = alpha.sqrt() if float(pipe.scheduler.init_noise_sigma) == 1 else 1.0
+        return {"latents": self._centred(tensors["latents"]) + (scale * self.mean).to(tensors["latents"])}
+
+    def start(self, pipe, steps: int, noise: Latents) -> Latents:
+        """Latents at the first of ``steps``, before the scheduler scales them."""
+        pipe.scheduler.set_timesteps(steps)
+        alpha = pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[0])].cpu()
+        return alpha.sqrt() * self.mean.cpu() + (1 - alpha).sqrt() * self._centred(noise)
+
+    @staticmethod
+    def _centred(latents: Latents) -> Latents:
+        return latents - latents.mean(dim=(2, 3), keepdim=True)
+
 
 class TokenContexts:
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
-    the contexts and appends one token made of the removed means and deviations. ``colour_start`` lets the contexts'
-    mean colour into the noise that sampling starts from (:meth:`start`).
+    the contexts and appends one token made of the removed means and deviations. ``hold_colour`` holds the picture at
+    the contexts' mean colour through the first steps (:class:`HeldColour`).
     """
 
-    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, colour_start: bool = True):
-        self.vision, self.projector, self.colour_start = vision, projector, colour_start
+    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, hold_colour: bool = True):
+        self.vision, self.projector, self.hold_colour = vision, projector, hold_colour
 
     @classmethod
     def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
@@ -64,29 +107,22 @@ class TokenContexts:
             negative = torch.cat([negative, torch.zeros_like(tokens)], dim=1)
         embeddings = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
         from_noise = "strength" not in inspect.signature(pipe.__call__).parameters  # else it starts from the query
-        if request.contexts and self.colour_start and from_noise and hasattr(pipe.scheduler, "alphas_cumprod"):
-            embeddings["latents"] = self.start(pipe, request)
+        if request.contexts and self.hold_colour and from_noise and hasattr(pipe.scheduler, "alphas_cumprod"):
+            width, height = (side // pipe.vae_scale_factor for side in request.size)
+            shape = pipe.unet.config.in_channels, height, width
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in request.generators])
+            colour = self.colour(pipe, request)
+            latents = colour.start(pipe, request.steps, noise).to(pipe._execution_device, pipe.unet.dtype)
+            embeddings |= {"latents": latents, "callback_on_step_end": colour}
         return embeddings
 
     @torch.inference_mode()
-    def start(self, pipe, request: Request) -> Float[Tensor, "images channels h w"]:
-        """Draw the noise of each seed, its mean per channel replaced by what is left there of the contexts' colour.
-
-        The forward process (Ho et al. 2020, eq. 4) of a latent z at the first step is ``sqrt(a) z + sqrt(1 - a) e``.
-        The mean of e over a few hundred pixels outweighs that of ``sqrt(a) z``, so a seed would decide the palette.
-        Here e is centred, and z is the contexts' mean latent, constant over the picture.
-        """
+    def colour(self, pipe, request: Request) -> HeldColour:
+        """Average the contexts' latents over their pixels and over the contexts, once for each image asked for."""
         pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts]) * 2 - 1
-        encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float().cpu()
-        colours = average_embeddings(encoded.mean(dim=(2, 3)) * pipe.vae.config.scaling_factor, request.weights)
-        width, height = (side // pipe.vae_scale_factor for side in request.size)
-        shape = (pipe.unet.config.in_channels, height, width)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in request.generators])
-        pipe.scheduler.set_timesteps(request.steps)
-        alpha = pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[0])].cpu()
-        centred = noise - noise.mean(dim=(2, 3), keepdim=True)
-        latents = alpha.sqrt() * colours[None, :, None, None] + (1 - alpha).sqrt() * centred
-        return latents.to(pipe._execution_device, pipe.unet.dtype)
+        encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float()
+        mean = average_embeddings(encoded.mean(dim=(2, 3)) * pipe.vae.config.scaling_factor, request.weights)
+        return HeldColour(mean[None, :, None, None].expand(len(request.seeds), -1, -1, -1))
 
 
 class AdapterContexts:

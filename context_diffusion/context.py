@@ -115,7 +115,7 @@ class ContextDiffusion:
         pipe.set_progress_bar_config(disable=not progress)
         inputs = self.contexts.inputs(pipe, request) | plan.inputs(request)
         if callback is not None:
-            inputs["callback_on_step_end"] = lambda *step: callback(*step) or {}
+            inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
         return pipe(
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale if request.guided else 1.0,
@@ -123,3 +123,13 @@ class ContextDiffusion:
             generator=request.generators,
             **inputs,
         ).images
+
+
+def _after(own: Callable | None, callback: Callable) -> Callable:
+    """Call ``callback`` at the end of a step, on what our own callback, if any, has made of the latents."""
+
+    def both(pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        tensors = tensors | own(pipe, step, timestep, tensors) if own else tensors
+        return tensors | (callback(pipe, step, timestep, tensors) or {})
+
+    return both

@@ -4,7 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -13,6 +19,7 @@ from worlds import hub_folder, scenes_folder
 
 from context_diffusion import ContextDiffusion, load_image_as_tensor
 from context_diffusion.arguments import check_size, image_seeds, warn_if_cut
+from context_diffusion.conditioning import TokenContexts
 from context_diffusion.control import canny_map, control_image
 from context_diffusion.images import dynamic_normalization, resize, to_tensor
 from context_diffusion.projector import ContextProjector
@@ -62,7 +69,7 @@ def by_hand(contexts, weights, prompt, query=None, guidance=3.0) -> Image.Image:
             negative = torch.cat([negative, torch.zeros_like(tokens)], 1)
     options = {"prompt_embeds": positive, "negative_prompt_embeds": negative, "guidance_scale": guidance}
     seed = torch.Generator().manual_seed(5)
-    if contexts:  # the noise keeps its shape and takes the contexts' mean colour at the first noise level
+    if contexts:  # the noise keeps its shape and takes the contexts' mean colour at the first noise level (of two)
         with torch.no_grad():
             pixels = torch.stack([to_tensor(resize(image, 32)) for image in contexts]) * 2 - 1
             latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
@@ -147,6 +154,44 @@ def test_the_palette_of_a_constant_context_acts_through_the_statistic_token(mode
     normal = [dynamic_normalization(to_tensor(image))[0] for image in (BLUE, green)]
     torch.testing.assert_close(*normal, atol=1e-3, rtol=0)
     assert far(model(None, BLUE, **FAST), model(None, green, **FAST)) > 1
+
+
+SCHEDULERS = (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_the_latents_hold_the_contexts_mean_colour_while_noise_hides_it(kind):
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    scheduler = model.pipeline.scheduler = kind.from_config(model.pipeline.scheduler.config)
+    met = {}
+
+    def note(pipe, step, timestep, tensors):
+        met[step + 1] = tensors["latents"].mean(dim=(2, 3))
+
+    model(
+        None, REDS, "a cat", weights=[3, 1], num_inference_steps=20, seed=5, progress=False, callback_on_step_end=note
+    )
+    encoded = torch.stack([to_tensor(resize(image, 32)) for image in REDS]) * 2 - 1
+    with torch.no_grad():
+        latents = model.pipeline.vae.encode(encoded).latent_dist.mode() * model.pipeline.vae.config.scaling_factor
+    colour = (torch.tensor([0.75, 0.25])[:, None, None, None] * latents).sum(0, keepdim=True).mean(dim=(2, 3))
+    alpha = {step: float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])]) for step in range(20)}
+    scale = {step: 1.0 if kind is EulerDiscreteScheduler else alpha[step] ** 0.5 for step in alpha}
+    held = [step for step in range(1, 20) if alpha[step] < 0.05]
+    assert 2 < len(held) < 15
+    for step in held:
+        torch.testing.assert_close(met[step], scale[step] * colour, atol=1e-4, rtol=1e-4)
+    free = held[-1] + 2
+    assert not torch.allclose(met[free], scale[free] * colour, atol=1e-3)
+
+
+def test_without_its_hold_a_context_acts_by_its_tokens_alone(model):
+    held = model(None, BLUE, "a cat", **FAST)
+    loose = ContextDiffusion(
+        model.pipeline, model.model, TokenContexts(model.contexts.vision, model.contexts.projector, hold_colour=False)
+    )
+    assert far(loose(None, BLUE, "a cat", **FAST), held) > 1
+    assert far(loose(None, BLUE, "a cat", **FAST), loose(prompt="a cat", **FAST)) > 1
 
 
 def test_the_seed_documents_example_runs(model, tmp_path):

@@ -59,7 +59,8 @@ with every setting of each run in the JSON beside them.
 The two towers of `clip` were copied to `text_encoder` and `image_encoder` when the U-Net's training began and have been
 frozen since; `clip` itself was then trained on, for scoring. The U-Net predicts noise on Stable Diffusion's schedule
 with its end moved from 0.012 to 0.02: at 0.012 a quarter to a third of the variance of a picture's mean colour is left
-at the first step of sampling, and palettes come out muted.
+at the first step of sampling, and palettes come out muted. What is left at 0.02 still lets a seed colour the picture:
+with contexts, `ContextDiffusion` holds their mean colour through the first steps (`conditioning.HeldColour`).
 {history}
 
 ## Scores
@@ -84,7 +85,7 @@ seeds, nothing picked; 95 % intervals.
 HISTORY = """These weights took three stretches: 3,500 steps on the schedule that ends at 0.012 with min-SNR-5 weights,
 1,000 on the one that ends at 0.02, the others with the weights that the script has now (the curve shows the breaks).
 The ControlNets' first runs were beside the U-Net's, on its state at the time, that of Canny even on the old schedule;
-its second run was on the U-Net as it is now."""
+the later runs were on the U-Net as it is now."""
 
 
 def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, models: Path = TINY_SCENES) -> str:

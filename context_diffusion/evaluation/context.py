@@ -1,4 +1,4 @@
-"""Do contexts carry their palette and style, and what are the statistic token and the colour of the start worth.
+"""Do contexts carry their palette and style, and what are the statistic token and the held colour worth.
 
 The measure is the earth mover's distance of palettes in Lab from the picture to its own contexts, over that to the
 contexts of other draws of the *same named style*: 1 where contexts tell no more than the style's name, and for a real
@@ -14,7 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..conditioning import TokenContexts
+from ..arguments import Request
+from ..conditioning import HeldColour, TokenContexts
 from ..context import ContextDiffusion
 from ..metrics import Estimate, Palette, palette_distances, palette_of
 from ..metrics.estimates import estimate_from_influence
@@ -40,6 +41,14 @@ class WithoutStatistic(TokenContexts):
         return torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
 
 
+class StartOnly(TokenContexts):
+    """The contexts' mean colour in the noise that sampling starts from, and no more after that."""
+
+    def colour(self, pipe, request: Request) -> HeldColour:
+        """Take the same colour, held at the start alone."""
+        return HeldColour(super().colour(pipe, request).mean, hidden=0.0)
+
+
 @dataclass(frozen=True)
 class Condition:
     """One row of the table: how many contexts, and what the prompt says besides."""
@@ -47,7 +56,7 @@ class Condition:
     name: str
     contexts: int
     prompt: str = "content"  # or "content and style", or "nothing"
-    without: tuple[str, ...] = ()  # "statistic token", "colour start"
+    without: tuple[str, ...] = ()  # "statistic token", "held colour", "held colour after the start"
 
 
 CONDITIONS = (
@@ -57,8 +66,9 @@ CONDITIONS = (
     Condition("3 contexts", 3),
     Condition("3 contexts, no prompt", 3, "nothing"),
     Condition("3 contexts, no statistic token", 3, without=("statistic token",)),
-    Condition("3 contexts, no colour start", 3, without=("colour start",)),
-    Condition("3 contexts, neither of the two", 3, without=("statistic token", "colour start")),
+    Condition("3 contexts, colour in the starting noise only", 3, without=("held colour after the start",)),
+    Condition("3 contexts, no held colour", 3, without=("held colour",)),
+    Condition("3 contexts, neither token nor colour", 3, without=("statistic token", "held colour")),
 )
 
 
@@ -100,9 +110,10 @@ def run(bench: Bench) -> Report:
 
 def reduced(model: ContextDiffusion, without: Sequence[str]) -> ContextDiffusion:
     """The same model with parts of what contexts do taken away."""
-    kind = WithoutStatistic if "statistic token" in without else TokenContexts
+    kinds = {"statistic token": WithoutStatistic, "held colour after the start": StartOnly}
+    kind = next((kinds[part] for part in without if part in kinds), TokenContexts)
     parts = model.contexts.vision, model.contexts.projector
-    return ContextDiffusion(model.pipeline, model.model, kind(*parts, colour_start="colour start" not in without))
+    return ContextDiffusion(model.pipeline, model.model, kind(*parts, hold_colour="held colour" not in without))
 
 
 def condition_orders(

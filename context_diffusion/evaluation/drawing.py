@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import Request, check_request
 from ..checkpoints import as_pipeline
+from ..conditioning import HeldColour
 from ..context import ContextDiffusion
 from ..metrics.inputs import batched
 
@@ -78,11 +79,13 @@ def _request(model: ContextDiffusion, order: Order, steps: int) -> Request:
 
 
 def _joined(inputs: Sequence[dict]) -> dict:
-    """Tensors one below the other, control maps in a list; sizes and scales are the same for all."""
+    """Tensors one below the other, control maps in a list, colours together; sizes and scales are the same for all."""
     joined = dict(inputs[0])
     for key, first in inputs[0].items():
         if isinstance(first, torch.Tensor):
             joined[key] = torch.cat([each[key] for each in inputs])
         elif isinstance(first, Image.Image):
             joined[key] = [each[key] for each in inputs]
+        elif isinstance(first, HeldColour):
+            joined[key] = HeldColour(torch.cat([each[key].mean for each in inputs]), first.hidden)
     return joined

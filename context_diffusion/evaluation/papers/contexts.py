@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from PIL import Image
 
+from ...conditioning import HIDDEN
 from ...metrics import edge_f1_scores, palette_distances, palette_of
 from ...scenes import OBJECTS, STYLES
 from ...scenes.vocabulary import article
@@ -55,6 +56,7 @@ class ContextSettings:
         return {
             **drawn_by(self.bench, "image_encoder", "context_projector", "controlnet-canny"),
             "shots": list(SHOTS),
+            "colour held below": HIDDEN,
             "scorers": self.scorers.about("judge"),
         }
 
