@@ -5,7 +5,6 @@ Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``,
 ``controlnet-canny``, ``controlnet-depth`` and ``ip-adapter``; for the hub models the table says where they live.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .hints import hint
 from .paths import TINY_SCENES
 
 if TYPE_CHECKING:
@@ -109,12 +109,9 @@ def find_model(name: str | Path = DEFAULT) -> Model:
         return Model(text, str(folder), _resolution(folder), vram_gb=0, licence="see its model card")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return Model(text, text, resolution=0, vram_gb=0, licence="see its model card")
-    simple = {re.sub(r"\W|_", "", known).lower(): known for known in MODELS}
-    near = difflib.get_close_matches(re.sub(r"\W|_", "", text).lower(), simple, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(simple[key]) for key in near)}?" if near else "."
     raise ValueError(
         f"There is no model {text!r}: give one of {', '.join(MODELS)}, an existing folder, or a repository id "
-        f"owner/name{hint}"
+        f"owner/name{hint(text, MODELS)}"
     )
 
 

@@ -7,7 +7,6 @@ name. An input is a file, a folder, a pattern, one of these after ``!`` that doe
 ``[inputs]``.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from ..hints import near_names
 from ..paths import ROOT
 
 MANIFEST = "figures/manifest.toml"
@@ -88,7 +88,7 @@ def _fault(file: str, what: str) -> ValueError:
 def near(name: str, names: Iterable[str]) -> str:
     """Say which known names are like an unknown one, or list them where none is."""
     names = list(names)
-    like = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    like = near_names(name, names)
     return f"did you mean {' or '.join(map(repr, like))}?" if like else f"there are {', '.join(names)}."
 
 

@@ -1,9 +1,10 @@
 """Finding the weights of a source: a short name, a folder, or a repository id of the hub."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from ..hints import hint
 
 
 def find_weights(name: str | Path, table: Mapping[str, str], what: str, offline: str, trainer: str) -> str:
@@ -21,8 +22,7 @@ def find_weights(name: str | Path, table: Mapping[str, str], what: str, offline:
         raise FileNotFoundError(f"The offline {what} is not at {location}; `{trainer}` trains it.")
     if str(name) in table or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return table.get(str(name), str(name))
-    near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
-        f"There is no {what} {str(name)!r}: give {' or '.join(table)}, an existing folder, or owner/name{hint}"
+        f"There is no {what} {str(name)!r}: give {' or '.join(table)}, an existing folder, or "
+        f"owner/name{hint(name, table)}"
     )

@@ -10,11 +10,11 @@ Two come with the project: ``tiny-scenes`` (10 styles x 6 quadruples of what the
 ``hundred-styles`` (100 styles x 4 objects, for models that can draw anything).
 """
 
-import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...hints import hint
 from ...paths import DATA
 
 FOLDER = DATA / "prompts"
@@ -41,9 +41,8 @@ def load_prompts(name: str | Path) -> tuple[PromptSet, ...]:
         path = FOLDER / f"{name}.toml"
     if not path.is_file():
         known = sorted(file.stem for file in FOLDER.glob("*.toml"))
-        near = difflib.get_close_matches(str(name), known, 1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise FileNotFoundError(f"There is no list of prompts {str(name)!r}; there are {', '.join(known)}{guess}")
+        there = f"there are {', '.join(known)}{hint(name, known)}"
+        raise FileNotFoundError(f"There is no list of prompts {str(name)!r}; {there}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
