@@ -46,15 +46,14 @@ class Request:
 
 
 def check_request(
-    pipe, model: Model, query_image, context_images, *, weights, num_inference_steps, guidance_scale, generator, seed,
-    num_images, height, width, **asked,
+    pipe, model: Model, query_image, context_images, *, control_scale, weights, num_inference_steps, guidance_scale,
+    generator, seed, num_images, height, width, **asked,
 ) -> Request:  # fmt: skip
     """Read the images and check every argument of ``ContextDiffusion.__call__``; raise what teaches."""
     contexts = [load_image(image) for image in as_list(context_images)]
     query = None if query_image is None else load_image(query_image)
     if query is None and not contexts and not asked["prompt"].strip():
         raise ValueError("Give at least one of query_image, context_images and prompt.")
-    check_number("control_scale", asked["control_scale"], 0)
     check_count("num_images", num_images)
     if asked["strength"] is not None:
         check_number("strength", asked["strength"], 0, 1)
@@ -68,6 +67,7 @@ def check_request(
             model.steps if num_inference_steps is None else num_inference_steps,
             pipe.scheduler.config.num_train_timesteps,
         ),
+        control_scale=check_number("control_scale", model.control_scale if control_scale is None else control_scale, 0),
         guidance_scale=check_number(
             "guidance_scale", model.guidance_scale if guidance_scale is None else guidance_scale, 0
         ),

@@ -35,6 +35,7 @@ class Model:
     licence: str
     steps: int = 30
     guidance_scale: float = 7.5
+    control_scale: float = 1.0  # of the ControlNets' residuals
     guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
     half_on_gpu: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
@@ -51,6 +52,7 @@ MODELS = {
             vram_gb=1,
             licence="MIT",
             guidance_scale=3.0,
+            control_scale=1.5,
             guided_control=True,
             half_on_gpu=False,
         ),

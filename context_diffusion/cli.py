@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--negative-prompt", default="", metavar="TEXT", help="what not to draw")
     add("--weights", type=float, nargs="+", metavar="W", help="one for each context (default: equal)")
     add("--layout", choices=["canny", "depth", "img2img"], help="how the query acts (default: canny edges)")
-    add("--control-scale", type=float, default=1.0, metavar="S", help="how strongly edges or depth bind (default: 1)")
+    add("--control-scale", type=float, metavar="S", help="how strongly edges or depth bind (default: the model's)")
     add(
         "--strength", type=float, metavar="S", help="1: from noise, less: from the query's colours, 0: the query itself"
     )

@@ -67,7 +67,7 @@ class ContextDiffusion:
         *,
         negative_prompt: str = "",
         layout: Layout | None = None,
-        control_scale: float = 1.0,
+        control_scale: float | None = None,
         weights: Sequence[float] | None = None,
         strength: float | None = None,
         num_inference_steps: int | None = None,
@@ -87,8 +87,9 @@ class ContextDiffusion:
         ``load_image_as_tensor`` returned. ``layout`` says how the query acts: by its ``"canny"`` edges or its
         ``"depth"`` (ControlNet, times ``control_scale``), or as the start of ``"img2img"``; the default is canny where
         such a ControlNet is at hand. ``strength`` in [0, 1]: 1 starts from noise, less from the noised query; less
-        than one step of it returns the query as it is. ``weights``: one for each context, scaled to sum 1.
-        ``num_images`` above 1 uses ``seed``, ``seed + 1``, ... and returns a list; ``image.info`` holds each seed.
+        than one step of it returns the query as it is. ``weights``: one for each context, scaled to sum 1. Scales and
+        steps that are None are the model's own (:data:`context_diffusion.checkpoints.MODELS`). ``num_images`` above 1
+        uses ``seed``, ``seed + 1``, ... and returns a list; ``image.info`` holds each seed.
         ``callback_on_step_end(pipe, step, timestep, tensors)`` is diffusers'.
 
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.

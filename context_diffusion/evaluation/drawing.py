@@ -73,7 +73,7 @@ def _draw_batch(model: ContextDiffusion, orders: Sequence[Order], steps: int) ->
 def _request(model: ContextDiffusion, order: Order, steps: int) -> Request:
     return check_request(
         model.pipeline, model.model, order.query, list(order.contexts), prompt=order.prompt, negative_prompt="",
-        layout=order.layout, control_scale=1.0, weights=None, strength=None, num_inference_steps=steps,
+        layout=order.layout, control_scale=None, weights=None, strength=None, num_inference_steps=steps,
         guidance_scale=None, generator=None, seed=order.seed, num_images=1, height=None, width=None,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ THRESHOLDS = (100, 200)  # those of control.canny_map
 OUTLINED = ("flat", "line art", "neon", "blueprint")  # styles that draw no texture on a surface
 OFF, REAL = "no ControlNet", "really drawn"
 BOTH = "canny in both branches"  # of guidance
+WEAK = "canny at scale 1"
 
 
 def run(bench: Bench) -> Report:
@@ -43,7 +44,8 @@ def run(bench: Bench) -> Report:
             orders = [Order(p, (), queries[i].image, kind, i) for i, p in enumerate(prompts)]
             drawn[kind] = bench.draw(orders, f"ControlNet {kind}")
             if kind == "canny":
-                drawn[BOTH] = bench.draw(orders, BOTH, unguided(bench.model))
+                drawn[WEAK] = bench.draw(orders, WEAK, changed(bench.model, control_scale=1.0))
+                drawn[BOTH] = bench.draw(orders, BOTH, changed(bench.model, control_scale=1.0, guided_control=False))
         else:
             report.notes.append(f"not measured for want of weights: {kind}")
     drawn[REAL] = [
@@ -59,9 +61,12 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def unguided(model: ContextDiffusion) -> ContextDiffusion:
-    """The same model with its ControlNets in both branches, as diffusers has it: guidance does not amplify them."""
-    return ContextDiffusion(model.pipeline, replace(model.model, guided_control=False), model.contexts)
+def changed(model: ContextDiffusion, **row) -> ContextDiffusion:
+    """The same model with another row in the table of models.
+
+    ``guided_control=False`` puts its ControlNets in both branches as diffusers does: guidance does not amplify them.
+    """
+    return ContextDiffusion(model.pipeline, replace(model.model, **row), model.contexts)
 
 
 def add_edges(
@@ -75,7 +80,8 @@ def add_edges(
         report.add(f"edge F1, {key}, plain styles", estimate_mean(values[plain]))
     if "canny" in scores:
         report.add("edge F1, canny less none", estimate_difference(scores["canny"], scores[OFF]))
-        report.add(f"edge F1, canny less {BOTH}", estimate_difference(scores["canny"], scores[BOTH]))
+        report.add(f"edge F1, canny less {WEAK}", estimate_difference(scores["canny"], scores[WEAK]))
+        report.add(f"edge F1, {WEAK} less {BOTH}", estimate_difference(scores[WEAK], scores[BOTH]))
         report.add("edge F1, canny less really drawn", estimate_difference(scores["canny"], scores[REAL]))
 
 
