@@ -193,6 +193,20 @@ def test_batches_come_again_with_their_generator_and_are_no_longer_than_they_nee
     assert max(frames) <= training.WINDOW * RATE // training.HOP and len(frames) > 5
 
 
+@pytest.mark.parametrize("seconds", [1.0, 5.2])
+def test_silence_around_an_utterance_is_seldom_long_and_leaves_the_words_whole(seconds, monkeypatch):
+    monkeypatch.setattr(training, "NOISY", 0.0)
+    clean, window = np.ones(round(seconds * RATE), dtype=np.float32), training.WINDOW * RATE
+    sounds = [training.heard(clean, np.random.default_rng(seed), ()) for seed in range(300)]
+    assert max(map(len, sounds)) <= window
+    said = [np.flatnonzero(samples) for samples in sounds]
+    lengths = np.array([places[-1] - places[0] + 1 for places in said]) / len(clean)
+    assert training.FASTER - 0.01 <= lengths.min() and lengths.max() <= training.SLOWER + 0.01
+    before = np.array([places[0] for places in said]) / RATE
+    longest = min(training.SILENCE, training.WINDOW - training.FASTER * seconds)
+    assert 0.3 * longest < before.max() <= longest and np.median(before) < 0.35 * training.SILENCE
+
+
 def test_words_in_any_order_are_taken_more_often():
     pool = training.Batches(spoken_tones(), training.new_processor(), 4).pool
     times = [training.OFTEN if data.in_any_order(seed) else 1 for seed in range(12)]

@@ -42,7 +42,8 @@ little, mirrored or not, and dynamically normalized, so captions say nothing of 
 The transcriber is a Whisper with one token for each word of the world. It learns from {utterances:,} sentences that
 espeak-ng says in {voices} voices of {accents} accents, played faster or slower, in noise 3 to 30 dB below, with stripes
 of the features hidden; beside it, a CTC loss teaches the encoder which sound is which word. The recipe grew while these
-weights learned: no change of pace before step 4,000, words in any order no more often than others before step 6,000.
+weights learned: no change of pace before step 4,000, words in any order no more often than others before step 6,000,
+no more than 0.3 seconds of silence around the words before step 9,139.
 
 The music model is a CLAP: an HTSAT of two stages hears five seconds of 3,000 pieces of `context_diffusion.melodies`,
 synthesised from drawn moods and genres, and meets their captions, moods and genres in one space by CLAP's contrastive
@@ -61,7 +62,8 @@ Unseen scenes, pieces and voices, consecutive seeds, nothing picked; 95 % interv
 - Every picture is called one of twelve objects on one of four backgrounds, a photograph too.
 - The transcriber has heard nothing but espeak-ng, and is scored on voices of that program that it was not trained on.
   What it hears in a person's speech is a guess; `AudioSource(..., model="whisper")` takes one that has heard people.
-- Whatever is said, it hears words of the offline world.
+- Whatever is said, it hears words of the offline world, and those that come after much more than a second of silence
+  badly: it seldom met that.
 - The music model has heard nothing but the synthesiser of `context_diffusion.melodies`: six moods, six genres. What it
   says of a real recording is a guess; `MusicSource(..., model="clap")` takes one that has heard real music.
 - Words outside the world are unknown to the tokenizer.

@@ -20,6 +20,7 @@ from .report import Report
 DECIBELS = (20, 10, 5)  # signal to noise
 AIM = 0.1  # word error rate without noise
 AROUND = RATE // 5  # samples of silence, or of noise alone, before and after
+BEFORE = (0.0, 0.5, 1.0, 1.5)  # seconds of silence before, where that is what is asked
 
 
 def run(bench: Bench) -> Report:
@@ -38,6 +39,11 @@ def run(bench: Bench) -> Report:
         kept = [index for index in number if in_any_order(HELD_OUT + index) == loose]
         if kept:
             report.add(f"word error rate, clean, {name}", rate(spoken, clean, kept))
+    for seconds in BEFORE:
+        later = transcriber.describe_all(recording(spoken, index, before=round(seconds * RATE)) for index in number)
+        kept = [index for index in number if not in_any_order(HELD_OUT + index)]
+        name = f"word error rate, clean, captions and prompts, {seconds:g} s of silence before"
+        report.add(name, rate(spoken, later, kept))
     by_kind: dict[str, dict[int, Estimate]] = {kind: {} for kind in NOISES}
     others = speech(bench.count(400, 20))
     for decibels in DECIBELS:
@@ -65,13 +71,14 @@ def run(bench: Bench) -> Report:
 
 
 def recording(
-    spoken: Speech, index: int, kind: str | None = None, decibels: float = 0.0, others: Speech | None = None
-) -> Sound:
-    """One utterance with a little silence around it, and noise over all of that where a ``kind`` is asked for."""
+    spoken: Speech, index: int, kind: str | None = None, decibels: float = 0.0, others: Speech | None = None,
+    *, before: int = AROUND,
+) -> Sound:  # fmt: skip
+    """One utterance with silence around it, and noise over all of that where a ``kind`` is asked for."""
     samples = spoken[index]
     length = len(samples) + 2 * AROUND
     if kind is None:
-        return Sound(np.pad(samples, AROUND), RATE, f"utterance {index}")
+        return Sound(np.pad(samples, (before, AROUND)), RATE, f"utterance {index}")
     generator = np.random.default_rng([index, NOISES.index(kind), int(decibels)])
     return Sound(with_noise(samples, noise(kind, length, generator, others), decibels), RATE, f"utterance {index}")
 

@@ -43,6 +43,7 @@ WIDTH = 128
 LENGTH = 32  # tokens at most
 CTC = 0.4  # lambda of Eq. (1)
 IGNORED = -100  # a label that cross-entropy leaves out
+SILENCE = 1.5  # seconds before and after the words, at most
 NOISE_SECONDS = 60  # of each noise, of which pieces are taken
 EMPTY = 0.03  # share of samples with noise and no words
 NOISY = 0.75  # share of samples with noise
@@ -125,10 +126,11 @@ def heard(
     Played faster or slower, a voice comes from a smaller or larger head (Jaitly and Hinton 2013): seen voices become
     many more. Noise is 3 to 30 dB below.
     """
-    lead, tail = generator.integers(0, RATE * 3 // 10, size=2)
-    longest = min(SLOWER * len(clean), WINDOW * RATE - lead - tail)
+    longest = min(SLOWER * len(clean), WINDOW * RATE)
     places = np.linspace(0, len(clean) - 1, int(generator.uniform(FASTER * len(clean), longest)))
-    samples = np.pad(np.interp(places, np.arange(len(clean)), clean).astype(np.float32), (int(lead), int(tail)))
+    around = SILENCE * RATE * generator.random(2) ** 2  # seldom long
+    around = np.minimum(around, (WINDOW * RATE - len(places)) / 2).astype(int)
+    samples = np.pad(np.interp(places, np.arange(len(clean)), clean).astype(np.float32), tuple(around))
     if generator.random() < NOISY:
         long = noises[generator.integers(len(noises))]
         start = generator.integers(len(long) - len(samples))
