@@ -201,7 +201,7 @@ def test_silence_around_an_utterance_is_seldom_long_and_leaves_the_words_whole(s
     assert max(map(len, sounds)) <= window
     said = [np.flatnonzero(samples) for samples in sounds]
     lengths = np.array([places[-1] - places[0] + 1 for places in said]) / len(clean)
-    assert training.FASTER - 0.01 <= lengths.min() and lengths.max() <= training.SLOWER + 0.01
+    assert lengths.min() >= training.FASTER - 0.01 and lengths.max() <= training.SLOWER + 0.01
     before = np.array([places[0] for places in said]) / RATE
     longest = min(training.SILENCE, training.WINDOW - training.FASTER * seconds)
     assert 0.3 * longest < before.max() <= longest and np.median(before) < 0.35 * training.SILENCE
