@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from PIL import Image
 
+from ...checkpoints import find_model
 from ...conditioning import HIDDEN
 from ...metrics import edge_f1_scores, palette_distances, palette_of
 from ...scenes import OBJECTS, STYLES
@@ -56,6 +57,7 @@ class ContextSettings:
         return {
             **drawn_by(self.bench, "image_encoder", "context_projector", "controlnet-canny"),
             "shots": list(SHOTS),
+            "control scale": find_model(self.bench.name).control_scale,
             "colour held below": HIDDEN,
             "scorers": self.scorers.about("judge"),
         }
