@@ -73,7 +73,8 @@ seeds, nothing picked; 95 % intervals.
 ## Limits
 
 - Aims marked "missed" are missed. Edge F1 can reach at most what "really drawn" does, for texture has edges that no
-  query has; what lacks to that is outlines that wobble, for the U-Net is short of training steps. Any model goes on
+  query has. Most of what lacks to that is in neon, pixel art, blueprint and flat pictures
+  (`figures/offline/layout-styles.md`): outlines wobble, for the U-Net is short of training steps. Any model goes on
   from its published weights with `--warm`, e.g. `python -m context_diffusion.training.unet --warm`.
 - Words outside the world fall to bytes and mean nothing to the model. Prompts longer than about twenty words use
   positions that hardly any training caption reached.

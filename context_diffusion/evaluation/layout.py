@@ -15,6 +15,7 @@ from ..metrics import depth_rank_correlations, edge_f1_scores, estimate_differen
 from ..scenes import STYLES, Rendering, caption, render
 from .bench import Bench
 from .drawing import Order
+from .papers.tables import Table
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import LAYOUT, query, seed_of, style_draw
@@ -52,7 +53,7 @@ def run(bench: Bench) -> Report:
         render(one.scene, style, seed_of(LAYOUT + i)).image
         for i, (one, style) in enumerate(zip(queries, draws, strict=True))
     ]
-    add_edges(report, drawn, queries, np.isin(styles, OUTLINED))
+    add_edges(report, drawn, queries, np.array(styles))
     if bench.has("depth"):
         add_depth(report, bench, drawn, queries)
     rows = {"query": [one.image for one in queries]} | drawn
@@ -70,10 +71,10 @@ def changed(model: ContextDiffusion, **row) -> ContextDiffusion:
 
 
 def add_edges(
-    report: Report, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering], plain: np.ndarray
+    report: Report, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering], styles: np.ndarray
 ) -> None:
-    """Add edge F1 over all styles and over the plain ones, and what guidance and the Canny ControlNet add to it."""
-    targets = [one.image for one in queries]
+    """Add edge F1 over all styles, the plain ones and each, and what guidance and the Canny ControlNet add to it."""
+    targets, plain = [one.image for one in queries], np.isin(styles, OUTLINED)
     scores = {key: edge_f1_scores(pictures, targets, thresholds=THRESHOLDS) for key, pictures in drawn.items()}
     for key, values in scores.items():
         report.add(f"edge F1, {key}", estimate_mean(values), at_least=0.75 if key == "canny" else None)
@@ -83,6 +84,11 @@ def add_edges(
         report.add(f"edge F1, canny less {WEAK}", estimate_difference(scores["canny"], scores[WEAK]))
         report.add(f"edge F1, {WEAK} less {BOTH}", estimate_difference(scores[WEAK], scores[BOTH]))
         report.add("edge F1, canny less really drawn", estimate_difference(scores["canny"], scores[REAL]))
+        rows = {
+            style: {f"edge F1, {key}": estimate_mean(scores[key][styles == style]) for key in ("canny", REAL)}
+            for style in dict.fromkeys(styles.tolist())
+        }
+        report.add_table("styles", Table("Edges kept, style by style", rows))
 
 
 def add_depth(report: Report, bench: Bench, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering]) -> None:
