@@ -39,15 +39,17 @@ class HeldColour:
         hidden: alpha-bar from which the network sees the mean well enough by itself; at 0 only the start is held.
     """
 
-    def __init__(self, mean: Float[Tensor, "images channels 1 1"], hidden: float = HIDDEN):
+    def __init__(self, mean: Float[Tensor, "images channels 1 1"], hidden: float):
         self.mean, self.hidden = mean, hidden
 
     def __call__(self, pipe, step: int, timestep: Tensor, tensors: dict) -> dict:
         """Be diffusers' ``callback_on_step_end``."""
-        following = pipe.scheduler.timesteps[step + 1 : step + 2]
-        if not len(following) or pipe.scheduler.alphas_cumprod[int(following)] >= self.hidden:
+        timesteps = pipe.scheduler.timesteps
+        if step + 1 == len(timesteps):
             return {}
-        alpha = pipe.scheduler.alphas_cumprod[int(following)].to(self.mean)
+        alpha = pipe.scheduler.alphas_cumprod[int(timesteps[step + 1])].to(self.mean)
+        if alpha >= self.hidden:
+            return {}
         # a scheduler that starts from noise of deviation 1 scales the picture down; others leave it and add more noise
         scale = alpha.sqrt() if float(pipe.scheduler.init_noise_sigma) == 1 else 1.0
         return {"latents": self._centred(tensors["latents"]) + (scale * self.mean).to(tensors["latents"])}
@@ -67,12 +69,13 @@ class TokenContexts:
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
-    the contexts and appends one token made of the removed means and deviations. ``hold_colour`` holds the picture at
-    the contexts' mean colour through the first steps (:class:`HeldColour`).
+    the contexts and appends one token made of the removed means and deviations. Below the
+    alpha-bar ``held_below`` the picture is held at the contexts' mean colour (:class:`HeldColour`); at 0 at the start
+    alone, at None nowhere.
     """
 
-    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, hold_colour: bool = True):
-        self.vision, self.projector, self.hold_colour = vision, projector, hold_colour
+    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, held_below: float | None = HIDDEN):
+        self.vision, self.projector, self.held_below = vision, projector, held_below
 
     @classmethod
     def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
@@ -107,7 +110,8 @@ class TokenContexts:
             negative = torch.cat([negative, torch.zeros_like(tokens)], dim=1)
         embeddings = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
         from_noise = "strength" not in inspect.signature(pipe.__call__).parameters  # else it starts from the query
-        if request.contexts and self.hold_colour and from_noise and hasattr(pipe.scheduler, "alphas_cumprod"):
+        held = self.held_below is not None and hasattr(pipe.scheduler, "alphas_cumprod")
+        if request.contexts and held and from_noise:
             width, height = (side // pipe.vae_scale_factor for side in request.size)
             shape = pipe.unet.config.in_channels, height, width
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in request.generators])
@@ -122,7 +126,7 @@ class TokenContexts:
         pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts]) * 2 - 1
         encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float()
         mean = average_embeddings(encoded.mean(dim=(2, 3)) * pipe.vae.config.scaling_factor, request.weights)
-        return HeldColour(mean[None, :, None, None].expand(len(request.seeds), -1, -1, -1))
+        return HeldColour(mean[None, :, None, None].expand(len(request.seeds), -1, -1, -1), self.held_below)
 
 
 class AdapterContexts:

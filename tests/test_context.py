@@ -188,7 +188,7 @@ def test_the_latents_hold_the_contexts_mean_colour_while_noise_hides_it(kind):
 def test_without_its_hold_a_context_acts_by_its_tokens_alone(model):
     held = model(None, BLUE, "a cat", **FAST)
     loose = ContextDiffusion(
-        model.pipeline, model.model, TokenContexts(model.contexts.vision, model.contexts.projector, hold_colour=False)
+        model.pipeline, model.model, TokenContexts(model.contexts.vision, model.contexts.projector, held_below=None)
     )
     assert far(loose(None, BLUE, "a cat", **FAST), held) > 1
     assert far(loose(None, BLUE, "a cat", **FAST), loose(prompt="a cat", **FAST)) > 1

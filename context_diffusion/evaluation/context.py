@@ -14,8 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..arguments import Request
-from ..conditioning import HeldColour, TokenContexts
+from ..conditioning import HIDDEN, TokenContexts
 from ..context import ContextDiffusion
 from ..metrics import Estimate, Palette, palette_distances, palette_of
 from ..metrics.estimates import estimate_from_influence
@@ -41,14 +40,6 @@ class WithoutStatistic(TokenContexts):
         return torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
 
 
-class StartOnly(TokenContexts):
-    """The contexts' mean colour in the noise that sampling starts from, and no more after that."""
-
-    def colour(self, pipe, request: Request) -> HeldColour:
-        """Take the same colour, held at the start alone."""
-        return HeldColour(super().colour(pipe, request).mean, hidden=0.0)
-
-
 @dataclass(frozen=True)
 class Condition:
     """One row of the table: how many contexts, and what the prompt says besides."""
@@ -56,7 +47,8 @@ class Condition:
     name: str
     contexts: int
     prompt: str = "content"  # or "content and style", or "nothing"
-    without: tuple[str, ...] = ()  # "statistic token", "held colour", "held colour after the start"
+    statistic: bool = True  # the token made of the removed statistics
+    held_below: float | None = HIDDEN  # as in TokenContexts
 
 
 CONDITIONS = (
@@ -65,10 +57,10 @@ CONDITIONS = (
     Condition("2 contexts", 2),
     Condition("3 contexts", 3),
     Condition("3 contexts, no prompt", 3, "nothing"),
-    Condition("3 contexts, no statistic token", 3, without=("statistic token",)),
-    Condition("3 contexts, colour in the starting noise only", 3, without=("held colour after the start",)),
-    Condition("3 contexts, no held colour", 3, without=("held colour",)),
-    Condition("3 contexts, neither token nor colour", 3, without=("statistic token", "held colour")),
+    Condition("3 contexts, no statistic token", 3, statistic=False),
+    Condition("3 contexts, colour in the starting noise only", 3, held_below=0.0),
+    Condition("3 contexts, no held colour", 3, held_below=None),
+    Condition("3 contexts, neither token nor colour", 3, statistic=False, held_below=None),
 )
 
 
@@ -88,7 +80,7 @@ def run(bench: Bench) -> Report:
     rows = {"a context": [images[0] for images in contexts]}
     for condition in CONDITIONS:
         orders = condition_orders(condition, contexts, [content(scene) for scene in scenes], styles)
-        pictures = bench.draw(orders, condition.name, reduced(model, condition.without))
+        pictures = bench.draw(orders, condition.name, reduced(model, condition))
         shown = condition.contexts or SHOWN
         report.add(
             f"palette ratio, {condition.name}",
@@ -108,12 +100,11 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def reduced(model: ContextDiffusion, without: Sequence[str]) -> ContextDiffusion:
-    """The same model with parts of what contexts do taken away."""
-    kinds = {"statistic token": WithoutStatistic, "held colour after the start": StartOnly}
-    kind = next((kinds[part] for part in without if part in kinds), TokenContexts)
+def reduced(model: ContextDiffusion, condition: Condition) -> ContextDiffusion:
+    """The same model with what the condition leaves of what contexts do."""
+    kind = TokenContexts if condition.statistic else WithoutStatistic
     parts = model.contexts.vision, model.contexts.projector
-    return ContextDiffusion(model.pipeline, model.model, kind(*parts, hold_colour="held colour" not in without))
+    return ContextDiffusion(model.pipeline, model.model, kind(*parts, held_below=condition.held_below))
 
 
 def condition_orders(

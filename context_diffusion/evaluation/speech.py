@@ -39,11 +39,11 @@ def run(bench: Bench) -> Report:
         kept = [index for index in number if in_any_order(HELD_OUT + index) == loose]
         if kept:
             report.add(f"word error rate, clean, {name}", rate(spoken, clean, kept))
+    kept = [index for index in number if not in_any_order(HELD_OUT + index)]
     for seconds in BEFORE:
-        later = transcriber.describe_all(recording(spoken, index, before=round(seconds * RATE)) for index in number)
-        kept = [index for index in number if not in_any_order(HELD_OUT + index)]
+        later = transcriber.describe_all(recording(spoken, index, before=round(seconds * RATE)) for index in kept)
         name = f"word error rate, clean, captions and prompts, {seconds:g} s of silence before"
-        report.add(name, rate(spoken, later, kept))
+        report.add(name, rate(spoken, dict(zip(kept, later, strict=True)), kept))
     by_kind: dict[str, dict[int, Estimate]] = {kind: {} for kind in NOISES}
     others = speech(bench.count(400, 20))
     for decibels in DECIBELS:
@@ -83,7 +83,9 @@ def recording(
     return Sound(with_noise(samples, noise(kind, length, generator, others), decibels), RATE, f"utterance {index}")
 
 
-def rate(spoken: Speech, heard: Sequence[Description], kept: Sequence[int] | None = None) -> Estimate:
+def rate(
+    spoken: Speech, heard: Sequence[Description] | Mapping[int, Description], kept: Sequence[int] | None = None
+) -> Estimate:
     """The word error rate of all utterances, or of those of the numbers ``kept``."""
     kept = range(len(spoken)) if kept is None else kept
     return word_error_rate([spoken.texts[index] for index in kept], [heard[index].text for index in kept])
