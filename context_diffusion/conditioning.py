@@ -69,9 +69,8 @@ class TokenContexts:
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
-    the contexts and appends one token made of the removed means and deviations. Below the
-    alpha-bar ``held_below`` the picture is held at the contexts' mean colour (:class:`HeldColour`); at 0 at the start
-    alone, at None nowhere.
+    the contexts and appends one token made of the removed means and deviations. Below the alpha-bar ``held_below`` the
+    picture is held at the contexts' mean colour (:class:`HeldColour`): with 0 at the start alone, with None nowhere.
     """
 
     def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, held_below: float | None = HIDDEN):

@@ -42,7 +42,7 @@ class WithoutStatistic(TokenContexts):
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of the table: how many contexts, and what the prompt says besides."""
+    """One row of the table: how many contexts, what the prompt says besides, and what of the contexts is let act."""
 
     name: str
     contexts: int
