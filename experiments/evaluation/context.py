@@ -1,0 +1,146 @@
+"""Do contexts carry their palette and style, and what are the statistic token and the held colour worth.
+
+The measure is the earth mover's distance of palettes in Lab from the picture to its own contexts, over that to the
+contexts of other draws of the *same named style*: 1 where contexts tell no more than the style's name, and for a real
+further scene of the same draw what is printed last.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from context_diffusion.conditioning import HIDDEN, TokenContexts
+from context_diffusion.context import ContextDiffusion
+from context_diffusion.metrics import Estimate, Palette, palette_distances, palette_of
+from context_diffusion.metrics.estimates import estimate_from_influence
+from context_diffusion.scenes import OBJECTS, STYLES, Rendering
+
+from .bench import Bench
+from .drawing import Order
+from .judge import accuracy
+from .report import Report
+from .sheets import labelled_sheet
+from .unseen import CONTEXT, OTHERS, content, unseen, unseen_group
+
+RIVALS = 4  # other draws of the same named style, for each picture
+SHOWN = 3  # contexts of a group; its fourth picture is the real further scene
+
+
+class WithoutStatistic(TokenContexts):
+    """The same contexts with their last token, the one made of the removed statistics, set to zero."""
+
+    @torch.inference_mode()
+    def tokens(self, contexts: Sequence[Image.Image], weights: Sequence[float]) -> Float[Tensor, "1 tokens dim"]:
+        """Turn contexts into tokens of which the last says nothing."""
+        tokens = super().tokens(contexts, weights)
+        return torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One row of the table: how many contexts, what the prompt says besides, and what of the contexts is let act."""
+
+    name: str
+    contexts: int
+    prompt: str = "content"  # or "content and style", or "nothing"
+    statistic: bool = True  # the token made of the removed statistics
+    held_below: float | None = HIDDEN  # as in TokenContexts
+
+
+CONDITIONS = (
+    Condition("no context, style named", 0, "content and style"),
+    Condition("1 context", 1),
+    Condition("2 contexts", 2),
+    Condition("3 contexts", 3),
+    Condition("3 contexts, no prompt", 3, "nothing"),
+    Condition("3 contexts, no statistic token", 3, statistic=False),
+    Condition("3 contexts, colour in the starting noise only", 3, held_below=0.0),
+    Condition("3 contexts, no held colour", 3, held_below=None),
+    Condition("3 contexts, neither token nor colour", 3, statistic=False, held_below=None),
+)
+
+
+def run(bench: Bench) -> Report:
+    """Palette distance ratio, style and object accuracy for one to three contexts."""
+    count = bench.count(80, 4)
+    styles = [STYLES[i % len(STYLES)] for i in range(count)]
+    groups = [unseen_group(CONTEXT + i, style, SHOWN + 1) for i, style in enumerate(styles)]
+    scenes = [unseen(CONTEXT + count + i, styles[i], object=OBJECTS[i % 12]).scene for i in range(count)]
+    rivals = [[unseen_group(OTHERS + RIVALS * i + k, styles[i], SHOWN) for k in range(RIVALS)] for i in range(count)]
+    contexts, model = [[one.image for one in group[:SHOWN]] for group in groups], bench.model
+    report = Report(notes=[
+        f"{count} groups of contexts, {RIVALS} other draws of the same style for each; a group is one unit",
+        "ratio of the mean distances; the statistic token is removed by zeroing it in a model trained with it: that "
+        "shows what the token carries, not what a model trained without it would have learned",
+    ])  # fmt: skip
+    rows = {"a context": [images[0] for images in contexts]}
+    for condition in CONDITIONS:
+        orders = condition_orders(condition, contexts, [content(scene) for scene in scenes], styles)
+        pictures = bench.draw(orders, condition.name, reduced(model, condition))
+        shown = condition.contexts or SHOWN
+        report.add(
+            f"palette ratio, {condition.name}",
+            palette_ratio(pictures, [c[:shown] for c in contexts], [[r[:shown] for r in rs] for rs in rivals]),
+            at_most=0.5 if condition.name == "3 contexts" else None,
+        )
+        seen = bench.judge(pictures)
+        report.add(f"style accuracy, {condition.name}", accuracy(seen["style"], [STYLES.index(s) for s in styles]))
+        if condition.prompt != "nothing":
+            wanted = [OBJECTS.index(scene.object) for scene in scenes]
+            report.add(f"object accuracy, {condition.name}", accuracy(seen["object"], wanted))
+        rows[condition.name.replace(", ", ",\n")] = pictures
+    real = [group[SHOWN].image for group in groups]
+    report.add("palette ratio, a real scene of the same draw", palette_ratio(real, contexts, rivals))
+    rows["a real scene of\nthe same draw"] = real
+    report.sheets["pictures"] = labelled_sheet({key: row[:10] for key, row in rows.items()}, styles[:10])
+    return report
+
+
+def reduced(model: ContextDiffusion, condition: Condition) -> ContextDiffusion:
+    """The same model with what the condition leaves of what contexts do."""
+    kind = TokenContexts if condition.statistic else WithoutStatistic
+    parts = model.contexts.vision, model.contexts.projector
+    return ContextDiffusion(model.pipeline, model.model, kind(*parts, held_below=condition.held_below))
+
+
+def condition_orders(
+    condition: Condition, contexts: Sequence[Sequence[Image.Image]], contents: Sequence[str], styles: Sequence[str]
+) -> list[Order]:
+    """One order for each group; its seed is the group's number."""
+    prompts = {
+        "content": contents,
+        "content and style": [f"{what}, {style} style" for what, style in zip(contents, styles, strict=True)],
+        "nothing": [""] * len(contents),
+    }[condition.prompt]
+    return [Order(prompts[i], tuple(contexts[i][: condition.contexts]), seed=i) for i in range(len(contents))]
+
+
+def palette_ratio(
+    pictures: Sequence[Image.Image],
+    own: Sequence[Sequence[Image.Image]],
+    rivals: Sequence[Sequence[Sequence[Rendering]]],
+) -> Estimate:
+    """Distance of each picture's palette from its contexts', over its mean distance from the rivals'."""
+    palettes = [palette_of(picture) for picture in pictures]
+    near = palette_distances(palettes, [palette_of(list(contexts)) for contexts in own])
+    far = [_mean_distance(palette, groups) for palette, groups in zip(palettes, rivals, strict=True)]
+    return estimate_ratio(near, np.array(far))
+
+
+def _mean_distance(palette: Palette, groups: Sequence[Sequence[Rendering]]) -> float:
+    targets = [palette_of([one.image for one in group]) for group in groups]
+    return float(palette_distances([palette] * len(targets), targets).mean())
+
+
+def estimate_ratio(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> Estimate:
+    """Estimate mean(first) / mean(second), the pairs being the units.
+
+    To first order a pair (a, b) moves the ratio R by (a - R b) / mean(b) (the delta method), which is bootstrapped.
+    """
+    ratio = first.mean() / second.mean()
+    return estimate_from_influence(float(ratio), [(first - ratio * second) / second.mean()], n=len(first))

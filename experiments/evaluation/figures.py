@@ -1,0 +1,69 @@
+"""The two pictures of the README.
+
+    python -m context_diffusion.evaluation.figures                           # -> figures/world.webp, figures/demo.webp
+    python -m context_diffusion.evaluation.figures world --out build/here    # -> build/here/world.webp
+
+Objects, styles and seeds are consecutive; nothing is picked.
+"""
+
+import argparse
+from pathlib import Path
+
+from context_diffusion.cli import DEMO_CONTEXTS, DEMO_PROMPT, DEMO_QUERY
+from context_diffusion.context import ContextDiffusion
+from context_diffusion.images import load_image
+from context_diffusion.paths import ROOT
+from context_diffusion.scenes import OBJECTS, STYLES, Scene, Style, TinyScenes, render
+
+from .sheets import labelled_sheet, save_sheet
+
+SEEDS = 4
+
+
+def world():
+    """Every object in every style: place, palette and texture parameters are drawn, from unseen seeds."""
+    rows = {}
+    for row, name in enumerate(STYLES):
+        seeds = [TinyScenes.HELD_OUT + len(OBJECTS) * row + column for column in range(len(OBJECTS))]
+        rows[name] = [
+            render(Scene.draw(seed, object=kind), Style.draw(seed, name=name), seed).image
+            for seed, kind in zip(seeds, OBJECTS, strict=True)
+        ]
+    return labelled_sheet(rows, OBJECTS, cell=96)
+
+
+def demo():
+    """The inputs of ``make demo``, then what the model draws from all, from contexts alone, from the prompt alone."""
+    model = ContextDiffusion.from_pretrained()
+    query, contexts = load_image(DEMO_QUERY), [load_image(path) for path in DEMO_CONTEXTS]
+    settings = {
+        f'query + contexts +\n"{DEMO_PROMPT}"': (query, contexts, DEMO_PROMPT),
+        "query + contexts": (query, contexts, ""),
+        f'query +\n"{DEMO_PROMPT}"': (query, (), DEMO_PROMPT),
+        f'contexts +\n"{DEMO_PROMPT}"': (None, contexts, DEMO_PROMPT),
+    }
+    rows = {"inputs: query,\nthree contexts": [query, *contexts]}
+    rows |= {name: model(*inputs, seed=0, num_images=SEEDS) for name, inputs in settings.items()}
+    return labelled_sheet(rows)
+
+
+FIGURES = {"world": world, "demo": demo}
+
+
+def main() -> None:
+    """Draw all figures, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(FIGURES)} (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "figures", metavar="FOLDER", help="where to write (default: figures)"
+    )
+    asked = parser.parse_args()
+    names = asked.names or list(FIGURES)
+    if unknown := set(names) - set(FIGURES):
+        parser.error(f"no figure is named {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
+    for name in names:
+        print(save_sheet(FIGURES[name](), asked.out / f"{name}.webp"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Z-SAMB's protocol: several references, their weights swept, blended linearly, by SLERP, or in attention.
+
+The prompt names a thing and no style, so that all style comes from the references. What is asked is obedience: the
+share of each style in the picture against its weight. Three rulers measure shares (CLIP, DINO, palette), each against
+real scenes in the references' very styles; the published weighted DINO stands beside the blend score, which no
+collapse to one style can win.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from context_diffusion.attention import style_aligned
+from context_diffusion.inversion import ddim_invert
+from context_diffusion.metrics import (
+    Estimate,
+    blend_scores,
+    estimate_difference,
+    estimate_mean,
+    weighted_multi_style_scores,
+)
+from context_diffusion.scenes.vocabulary import article
+
+from ..bench import Bench
+from ..report import Report
+from .blend_figures import pictures_of_pairs, pictures_of_three, share_curves
+from .claims import Claim
+from .scorers import Scorers, drawn_by
+from .tables import Table, published
+from .units import Results, Scores, Unit
+from .worlds import Ruler, mixture, palette_shares, real
+
+BLENDS = ("linear", "slerp", "attention")
+WEIGHTS = tuple(k / 8 for k in range(9))  # of the second reference
+GUIDANCES = (1.5, 6.0)  # beside the model's own
+THIRDS = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.25, 0.25, 0.5))
+RULERS = ("CLIP", "DINO", "palette")
+SCORES = (
+    "weighted DINO", "blend score, CLIP", "blend score, DINO", "misfit, CLIP", "misfit, palette", "CLIP, object",
+    "object",
+)  # fmt: skip
+
+
+def settings() -> dict[str, tuple[str, tuple[float, ...], float | None]]:
+    """Name every setting: blend ("real" for real scenes), weights, guidance where it is not the model's own."""
+    named = {f"{b} {w:g}": (b, (1 - w, w), None) for b, w in itertools.product(BLENDS, WEIGHTS)}
+    named |= {f"{b} 0.5, guidance {g:g}": (b, (0.5, 0.5), g) for b, g in itertools.product(BLENDS, GUIDANCES)}
+    for blend, weights in itertools.product(BLENDS, THIRDS):
+        named[f"{blend} {':'.join(f'{w:.2f}' for w in weights)}"] = (blend, weights, None)
+    return named | {"real, first style": ("real", (1.0, 0.0), None), "real, second style": ("real", (0.0, 1.0), None)}
+
+
+SETTINGS = settings()
+
+
+class StyleBlends:
+    """Mixtures of references x blends x weights."""
+
+    name = "blends"
+
+    def __init__(self, bench: Bench, *, count: int = 8) -> None:
+        self.bench, self.count, self.scorers = bench, count, Scorers(bench)
+        self.trajectory = lru_cache(maxsize=4)(self._trajectory)
+
+    def about(self) -> dict:
+        """The model and the settings."""
+        return {
+            **drawn_by(self.bench),
+            "settings": {name: list(setting) for name, setting in SETTINGS.items()},
+            "scorers": self.scorers.about("clip", "dino", "judge"),
+        }
+
+    def units(self) -> list[Unit]:
+        """Every mixture under every setting, one mixture after the other."""
+        return [Unit(setting, index) for index in range(self.count) for setting in SETTINGS]
+
+    def draw(self, unit: Unit) -> list[Image.Image]:
+        """Draw the things of a mixture, from the same noises under every setting."""
+        blend, weights, guidance = SETTINGS[unit.setting]
+        things = mixture(unit.index).things
+        if blend == "real":
+            return [real(unit.index, weights.index(1.0), thing)[0] for thing in things]
+        generators = [torch.Generator().manual_seed(10 * unit.index + k) for k in range(len(things))]
+        trajectory = self.trajectory(unit.index, len(weights))
+        with style_aligned(self.bench.pipe, references=trajectory, weights=weights, blend=blend):
+            return self.bench.sample([article(thing) for thing in things], generators, guidance)
+
+    def _trajectory(self, index: int, count: int):
+        drawn = mixture(index)
+        images = [one.image for one in drawn.references[:count]]
+        return ddim_invert(self.bench.pipe, images, drawn.captions[:count], num_inference_steps=self.bench.steps)
+
+    @cached_property
+    def rulers(self) -> Mapping[str, Ruler]:
+        """The two networks that measure shares."""
+        return {"CLIP": Ruler(self.scorers.clip), "DINO": Ruler(self.scorers.dino)}
+
+    def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
+        """Shares, how far they are from the weights, and the two multi-style scores, of every picture."""
+        _, weights, _ = SETTINGS[unit.setting]
+        count, drawn = len(weights), mixture(unit.index)
+        references = [one.image for one in drawn.references[:count]]
+        dino = self.scorers.dino.encode_images
+        scores: Scores = {
+            "weighted DINO": weighted_multi_style_scores(list(pictures), references, weights, dino).tolist(),
+            "CLIP, object": self.scorers.of_text(pictures, [article(thing) for thing in drawn.things]),
+            **self.scorers.of_content(pictures, [article(thing) for thing in drawn.things], "", [None] * len(pictures)),
+        }
+        for name, ruler in self.rulers.items():
+            rows = ruler.encoder.encode_images(pictures)
+            kept = []
+            for row, thing in zip(rows, drawn.things, strict=True):
+                styles, common = ruler.yardstick(unit.index, count, thing), ruler.common(thing)
+                kept.append(float(blend_scores(row[None], styles, weights, center=common)[0]))
+                add_shares(scores, name, ruler.shares(unit.index, count, thing, row), weights)
+            scores[f"blend score, {name}"] = kept
+        for picture in pictures:
+            add_shares(scores, "palette", palette_shares(picture, unit.index, count), weights)
+        return scores
+
+    def report(self, results: Results) -> Report:
+        """Tables of scores and of slopes, the curves, and two sheets."""
+        shown = (*SCORES, *(f"share, {ruler}" for ruler in RULERS))
+        rows = {setting: results.estimates(setting, shown) for setting in SETTINGS}
+        slopes = {f"slope, {blend}": slope_estimates(results, blend, self.count) for blend in BLENDS}
+        report = Report(notes=[
+            f"{self.count} mixtures x {len(mixture(0).things)} things, {self.bench.steps} steps; the mixture is the "
+            "unit; weight: of the second reference; misfit: total variation between shares and weights, 0 is obedience",
+        ])  # fmt: skip
+        title = "Slope of the second style's share over its weight (1 is obedience)"
+        report.add_table("slopes", Table(title, slopes))
+        lower = ("misfit, CLIP", "misfit, palette")
+        report.add_table("scores", Table("Several references", rows, published("blends"), lower))
+        report.claims = claims(results, self.count)
+        report.sheets["shares"] = share_curves(results, BLENDS, WEIGHTS, RULERS)
+        report.sheets["pairs"] = pictures_of_pairs(results, BLENDS, WEIGHTS)
+        report.sheets["three"] = pictures_of_three(results, BLENDS, THIRDS)
+        return report
+
+
+def add_shares(scores: Scores, ruler: str, shares: Sequence[float], weights: Sequence[float]) -> None:
+    """Write down the second style's share, and the total variation between all shares and the weights."""
+    scores.setdefault(f"share, {ruler}", []).append(shares[1])
+    misfit = sum(abs(s - w) for s, w in zip(shares, weights, strict=True)) / 2
+    scores.setdefault(f"misfit, {ruler}", []).append(misfit)
+
+
+def slopes_of(results: Results, blend: str, ruler: str, count: int) -> np.ndarray:
+    """Least-squares slope of the second style's share over its weight, one for each mixture."""
+    shares = np.array([
+        [np.mean(results.scores[Unit(f"{blend} {w:g}", i)][f"share, {ruler}"]) for w in WEIGHTS] for i in range(count)
+    ])  # fmt: skip
+    return np.polyfit(WEIGHTS, shares.T, 1)[0]
+
+
+def slope_estimates(results: Results, blend: str, count: int) -> dict[str, Estimate]:
+    """The slope by each ruler."""
+    return {ruler: estimate_mean(slopes_of(results, blend, ruler, count)) for ruler in RULERS}
+
+
+def claims(results: Results, count: int) -> list[Claim]:
+    """What is said of the three ways to blend, as differences paired by mixture."""
+    found = []
+    for ruler in ("CLIP", "palette"):
+        slopes = {blend: slopes_of(results, blend, ruler, count) for blend in BLENDS}
+        found += [
+            Claim(f"SLERP obeys the weights more than linear ({ruler} slope)",
+                  estimate_difference(slopes["slerp"], slopes["linear"]), "above"),
+            Claim(f"attention obeys the weights more than SLERP ({ruler} slope)",
+                  estimate_difference(slopes["attention"], slopes["slerp"]), "above"),
+        ]  # fmt: skip
+    inner = [f"{w:g}" for w in WEIGHTS[1:-1]]
+    for text, first, second, score in (
+        ("SLERP scores above linear (weighted DINO)", "slerp", "linear", "weighted DINO"),
+        ("SLERP scores above linear (blend score, CLIP)", "slerp", "linear", "blend score, CLIP"),
+        ("attention scores above SLERP (blend score, CLIP)", "attention", "slerp", "blend score, CLIP"),
+        ("attention keeps more objects than SLERP", "attention", "slerp", "object"),
+    ):
+        a, b = (
+            [(v, i) for w in inner for v, i in zip(*results.values(f"{blend} {w}", score), strict=True)]
+            for blend in (first, second)
+        )
+        if a:
+            found.append(
+                Claim(text, estimate_difference([v for v, _ in a], [v for v, _ in b], [i for _, i in a]), "above")
+            )
+    return found

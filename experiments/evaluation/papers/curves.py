@@ -1,0 +1,67 @@
+"""Scores over a parameter, with intervals, as one picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from context_diffusion.metrics import Estimate
+
+Points = Mapping[float, Mapping[str, Estimate]]  # parameter -> score -> estimate
+
+
+def curves(
+    sweeps: Mapping[str, Points],
+    scores: Sequence[str],
+    *,
+    baseline: Mapping[str, Estimate] | None = None,
+    best: Mapping[str, Estimate] | None = None,
+) -> Image.Image:
+    """Draw a panel for each score (row) and sweep (column); dashed is ``baseline`` (plain), dotted ``best`` (real)."""
+    scores = [
+        score for score in scores if any(score in point for points in sweeps.values() for point in points.values())
+    ]
+    figure = Figure(figsize=(2.6 * len(sweeps), 1.9 * len(scores)), layout="constrained")
+    axes = figure.subplots(len(scores), len(sweeps), squeeze=False, sharey="row", sharex="col")
+    for row, score in zip(axes, scores, strict=True):
+        for axis, (title, points) in zip(row, sweeps.items(), strict=True):
+            with_error(axis, {x: point[score] for x, point in points.items() if score in point})
+            for level, style, name in ((baseline, "--", "plain"), (best, ":", "real scenes")):
+                if level and score in level:
+                    axis.axhline(level[score].value, color="0.4", linestyle=style, linewidth=1, label=name)
+            axis.set(xlabel=title if score == scores[-1] else "", ylabel=score if title == next(iter(sweeps)) else "")
+    axes[0][0].legend(fontsize="x-small")
+    return picture_of(figure)
+
+
+def points(rows: Mapping[str, Mapping[str, Estimate]], scores: Sequence[str]) -> Image.Image:
+    """Draw a panel for each score: a line for each row, its value and interval."""
+    figure = Figure(figsize=(1.8 + 2.3 * len(scores), 0.6 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axis, score in zip(axes, scores, strict=True):
+        for line, row in enumerate(rows.values()):
+            if score in row:
+                e = row[score]
+                axis.errorbar(
+                    e.value, line, xerr=[[e.value - e.low], [e.high - e.value]], marker="o", capsize=3, color="#1f6f8b"
+                )
+        axis.set(title=score, yticks=range(len(rows)), yticklabels=list(rows))
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    return picture_of(figure)
+
+
+def with_error(axis, points: Mapping[float, Estimate], **style) -> None:
+    """Draw estimates with their intervals."""
+    values = [e.value for e in points.values()]
+    errors = [[e.value - e.low for e in points.values()], [e.high - e.value for e in points.values()]]
+    axis.errorbar(list(points), values, yerr=errors, marker="o", markersize=3, capsize=2, linewidth=1.2, **style)
+
+
+def picture_of(figure: Figure, dpi: int = 110) -> Image.Image:
+    """Render a figure to pixels."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return Image.open(buffer).convert("RGB")

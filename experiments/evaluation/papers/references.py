@@ -1,0 +1,184 @@
+"""A picture from outside as the reference: how close the style comes, and how often its object comes along.
+
+The references are scenes that no training saw. Each is inverted (DDIM), and four other objects are drawn in its named
+style, from the same noise under every setting: plain, aligned, and aligned with one thing changed: score shift, score
+scale, steps skipped before alignment begins, guidance of the inversion. "Rescaled" is what StyleAligned's authors do
+for famous pictures: shift log 2 and scale 1/2.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from PIL import Image
+
+from context_diffusion.attention import style_aligned
+from context_diffusion.inversion import ddim_invert
+from context_diffusion.metrics import Estimate, palette_of
+from context_diffusion.scenes import OBJECTS, STYLES, Rendering, render
+from context_diffusion.scenes.vocabulary import article
+from context_diffusion.trajectory import Trajectory
+
+from ..bench import Bench
+from ..report import Report
+from ..sheets import labelled_sheet
+from ..unseen import REFERENCES, alone, seed_of, style_draw, unseen
+from .claims import Claim, decide
+from .curves import curves
+from .scorers import Scorers, drawn_by
+from .sets import ALIGNED, PLAIN, REAL
+from .tables import Table
+from .units import Results, Scores, Unit
+
+PICTURES = 4  # other objects drawn for each reference
+RESCALED = "rescaled"
+SCORES = ("palette distance", "DINO", "style", "object", "leakage")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What alignment does, the part of the steps it lets pass before it begins, and the guidance of the inversion."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    skipped: float = 0.0
+    guidance: float = 1.0
+
+
+SWEEPS = {
+    "score shift": {
+        f"shift log {m:g}": (math.log(m), Setting({"score_shift": math.log(m)})) for m in (0.25, 0.5, 2, 4)
+    },
+    "score scale": {f"scale {s:g}": (s, Setting({"score_scale": s})) for s in (0.25, 0.5, 0.75)},
+    "share of the steps skipped": {f"skip {100 * p:g} %": (p, Setting(skipped=p)) for p in (0.2, 0.4, 0.6, 0.8)},
+    "guidance of the inversion": {f"inversion guidance {g:g}": (g, Setting(guidance=g)) for g in (2.0, 4.0)},
+}
+NEUTRAL = {"score shift": 0.0, "score scale": 1.0, "share of the steps skipped": 0.0, "guidance of the inversion": 1.0}
+SETTINGS: dict[str, Setting | None] = {
+    PLAIN: None,
+    ALIGNED: Setting(),
+    RESCALED: Setting({"score_shift": math.log(2), "score_scale": 0.5}),
+    **{name: setting for sweep in SWEEPS.values() for name, (_, setting) in sweep.items()},
+}
+
+
+class StyleReferences:
+    """Unseen references x settings."""
+
+    name = "references"
+
+    def __init__(self, bench: Bench, *, count: int = 20) -> None:
+        self.bench, self.count, self.scorers = bench, count, Scorers(bench)
+        self.trajectory = lru_cache(maxsize=8)(partial(invert_reference, bench))
+        self.real = (REAL,) if bench.has("judge") else ()
+
+    def about(self) -> dict:
+        """The model, the settings, how many references."""
+        return {
+            **drawn_by(self.bench),
+            "settings": {name: repr(setting) for name, setting in SETTINGS.items()},
+            "scorers": self.scorers.about("dino", "judge"),
+        }
+
+    def units(self) -> list[Unit]:
+        """Every reference under every setting, one reference after the other."""
+        return [Unit(s, i) for i in range(self.count) for s in (*SETTINGS, *self.real)]
+
+    def draw(self, unit: Unit) -> list[Image.Image]:
+        """Draw the other objects, picture k of reference i from a noise of its own."""
+        if unit.setting == REAL:
+            return further_scenes(unit.index)
+        _, style = reference(unit.index)
+        prompts = [f"{text}, {style} style" for text in others(unit.index)]
+        generators = [torch.Generator().manual_seed(10 * unit.index + k) for k in range(PICTURES)]
+        setting = SETTINGS[unit.setting]
+        if setting is None:
+            return self.bench.sample(prompts, generators)
+        first = round(setting.skipped * self.bench.steps)
+        trajectory = self.trajectory(unit.index, setting.guidance)
+        with style_aligned(self.bench.pipe, references=trajectory, first_step=first, **setting.changes):
+            return self.bench.sample(prompts, generators)
+
+    def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
+        """Score the pictures of one reference."""
+        drawn, style = reference(unit.index)
+        texts, lent = others(unit.index), [article(drawn.scene.object)] * PICTURES
+        near = self.scorers.of_reference(pictures, drawn.image, palette_of(drawn.image))
+        return near | self.scorers.of_content(pictures, texts, style, lent)
+
+    def report(self, results: Results) -> Report:
+        """The table, the four sweeps, and what alignment costs."""
+        rows = {s: results.estimates(s, SCORES) for s in (*SETTINGS, *self.real)}
+        report = Report(notes=[
+            f"{self.count} unseen references, {PICTURES} pictures each, {self.bench.steps} steps; the reference is the "
+            "unit; palette distance and DINO are between picture and reference",
+        ])  # fmt: skip
+        report.add_table("scores", Table("One reference picture", rows, lower=("palette distance", "leakage")))
+        report.claims = claims(results)
+        report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows.get(REAL))
+        shown = range(min(self.count, 10))
+        pictures = {"reference": [reference(i)[0].image for i in shown]}
+        for setting in (PLAIN, ALIGNED, RESCALED, "scale 0.5", "shift log 4", "skip 40 %", *self.real):
+            pictures[setting] = [results.pictures(Unit(setting, i))[0] for i in shown]
+        report.sheets["pictures"] = labelled_sheet(pictures, [others(i)[0] for i in shown], cell=96)
+        return report
+
+
+def reference(index: int) -> tuple[Rendering, str]:
+    """Draw the unseen reference of a number, the ten styles and the twelve objects in turn, and name its style."""
+    style = STYLES[index % len(STYLES)]
+    thing = OBJECTS[index % len(OBJECTS)]
+    return unseen(REFERENCES + index, style, object=thing, background="plain", sun=False), style
+
+
+def invert_reference(bench: Bench, index: int, guidance: float = 1.0) -> Trajectory:
+    """Invert the reference of a number, with its object and style as the prompt."""
+    drawn, style = reference(index)
+    prompt = f"{article(drawn.scene.object)}, {style} style"
+    return ddim_invert(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps, guidance_scale=guidance)
+
+
+def others(index: int) -> list[str]:
+    """Name the objects drawn for a reference, none of them its own.
+
+    >>> others(0)
+    ['a fish', 'a rocket', 'a cat', 'a tree']
+    """
+    return [article(OBJECTS[(index + step) % len(OBJECTS)]) for step in (4, 7, 10, 13)]
+
+
+def further_scenes(index: int) -> list[Image.Image]:
+    """Render the same objects in the reference's own draw of palette and texture: what a perfect method would reach."""
+    _, style = reference(index)
+    seeds = [REFERENCES + 1000 + PICTURES * index + k for k in range(PICTURES)]
+    nouns = [text.split()[-1] for text in others(index)]
+    own = style_draw(REFERENCES + index, style)
+    return [render(alone(seed, noun), own, seed_of(seed)).image for seed, noun in zip(seeds, nouns, strict=True)]
+
+
+def sweeps(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[float, Mapping[str, Estimate]]]:
+    """Order each sweep by its parameter, the aligned setting standing at the parameter's neutral value."""
+    found = {}
+    for title, sweep in SWEEPS.items():
+        points = {value: rows[name] for name, (value, _) in sweep.items()} | {NEUTRAL[title]: rows[ALIGNED]}
+        found[title] = dict(sorted(points.items()))
+    return found
+
+
+def claims(results: Results) -> list[Claim]:
+    """What the papers say of references, as paired differences."""
+    asked = [
+        ("a reference picture lends its palette", ALIGNED, PLAIN, "palette distance", "below"),
+        ("a reference picture raises DINO", ALIGNED, PLAIN, "DINO", "above"),
+        ("alignment costs no object", ALIGNED, PLAIN, "object", "not below"),
+        ("the reference's object leaks", ALIGNED, PLAIN, "leakage", "above"),
+        ("rescaling leaks less than alignment", RESCALED, ALIGNED, "leakage", "below"),
+        ("rescaling keeps less of the palette", RESCALED, ALIGNED, "palette distance", "above"),
+        ("a shift of log 4 brings palettes closer", "shift log 4", ALIGNED, "palette distance", "below"),
+        ("a shift of log 4 leaks more", "shift log 4", ALIGNED, "leakage", "above"),
+        ("skipping 40 % of the steps loses palette", "skip 40 %", ALIGNED, "palette distance", "above"),
+        ("inverting with guidance 2 helps", "inversion guidance 2", ALIGNED, "palette distance", "below"),
+    ]
+    return decide(results, asked)

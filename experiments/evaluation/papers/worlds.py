@@ -1,0 +1,96 @@
+"""References of the blending protocol, and rulers that say how much of each style a picture carries."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from context_diffusion.encoders import TransformersEncoder
+from context_diffusion.metrics import Palette, palette_distances, palette_of, style_shares
+from context_diffusion.scenes import OBJECTS, PALETTE_FAMILIES, STYLES, Rendering, Style, TinyScenes, caption, render
+
+from ..unseen import BLENDS, alone, seed_of
+
+SCENES, OTHER_DRAWS = 4, 8  # real scenes in each style for a yardstick; other styles for their common part
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """References of one index: unlike styles, families of palette and objects; and the things to be drawn."""
+
+    references: tuple[Rendering, ...]
+    things: tuple[str, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """What the references show, in words."""
+        return [caption(one.scene, one.style) for one in self.references]
+
+
+@lru_cache(maxsize=64)
+def mixture(index: int, count: int = 3) -> Mixture:
+    """Draw the references of an index: styles, families and objects in turn, each far from the others in its list."""
+    references = []
+    for k in range(count):
+        seed = BLENDS + 10 * index + k
+        style = Style.draw(
+            TinyScenes.HELD_OUT + seed,
+            name=STYLES[(index + 3 * k) % len(STYLES)],
+            family=PALETTE_FAMILIES[(index + 2 * k) % len(PALETTE_FAMILIES)],
+        )
+        scene = alone(seed, OBJECTS[(index + 5 * k) % len(OBJECTS)])
+        references.append(render(scene, style, seed_of(seed)))
+    return Mixture(tuple(references), tuple(OBJECTS[(index + step) % len(OBJECTS)] for step in (2, 4, 9)))
+
+
+@lru_cache(maxsize=256)
+def real(index: int, which: int, thing: str, count: int = SCENES) -> tuple[Image.Image, ...]:
+    """Render unseen scenes of a thing in the very style of a reference; these are no part of any picture drawn."""
+    style = mixture(index).references[which].style
+    return tuple(_scene(thing, 500 + k, style) for k in range(count))
+
+
+@lru_cache(maxsize=16)
+def elsewhere(thing: str) -> tuple[Image.Image, ...]:
+    """Render a thing in draws of style that are nobody's reference: what the embeddings of it have in common."""
+    draws = [Style.draw(TinyScenes.HELD_OUT + BLENDS + 9000 + k) for k in range(OTHER_DRAWS)]
+    return tuple(_scene(thing, 600 + k, style) for k, style in enumerate(draws))
+
+
+def _scene(thing: str, number: int, style: Style) -> Image.Image:
+    return render(alone(BLENDS + number, thing), style, seed_of(BLENDS + number)).image
+
+
+class Ruler:
+    """Shares of the styles in a picture by a network: mean embeddings of real scenes of its thing in each style."""
+
+    def __init__(self, encoder: TransformersEncoder):
+        self.encoder = encoder
+        self.yardstick = lru_cache(maxsize=256)(self._yardstick)
+        self.common = lru_cache(maxsize=16)(lambda thing: self.encoder.encode_images(elsewhere(thing)).mean(dim=0))
+
+    def _yardstick(self, index: int, count: int, thing: str) -> Float[Tensor, "references dim"]:
+        return torch.stack([self.encoder.encode_images(real(index, k, thing)).mean(dim=0) for k in range(count)])
+
+    def shares(self, index: int, count: int, thing: str, embedding: Float[Tensor, " dim"]) -> list[float]:
+        """Shares of the ``count`` styles of an index in a picture of ``thing``; they sum to 1."""
+        ruler, common = self.yardstick(index, count, thing), self.common(thing)
+        return style_shares(embedding[None], ruler, center=common)[0][0].tolist()
+
+
+@lru_cache(maxsize=256)
+def reference_palette(index: int, which: int) -> Palette:
+    """Palette of a reference."""
+    return palette_of(mixture(index).references[which].image)
+
+
+def palette_shares(picture: Image.Image, index: int, count: int) -> list[float]:
+    """Shares by palette: in inverse proportion to the distances, s_k = (1 / d_k) / sum_j (1 / d_j)."""
+    own = palette_of(picture)
+    distances = palette_distances([own] * count, [reference_palette(index, k) for k in range(count)])
+    closeness = 1 / np.maximum(distances, 1e-6)
+    return (closeness / closeness.sum()).tolist()

@@ -1,0 +1,72 @@
+"""What the autoencoder keeps of a picture: PSNR on unseen scenes, over all and style by style."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from context_diffusion.checkpoints import load_part
+from context_diffusion.metrics import estimate_mean
+from context_diffusion.metrics.inputs import batched
+from context_diffusion.scenes import STYLES
+
+from ..training.data import to_tensor
+from .bench import Bench
+from .report import Report
+from .sheets import labelled_sheet
+from .unseen import sample
+
+BATCH_SIZE = 25
+
+
+@torch.inference_mode()
+def reconstruct(vae: torch.nn.Module, pixels: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Encode and decode by the mean of the posterior, without its noise; rounded to 8 bits as a viewer sees it."""
+    decoded = []
+    for batch in batched(pixels, BATCH_SIZE):
+        values = vae.decode(vae.encode(to_tensor(np.stack(batch))).latent_dist.mode()).sample
+        decoded.append(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.concatenate(decoded)
+
+
+@cache
+def originals_and_decoded(bench: Bench) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
+    """Take 500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
+    from diffusers import AutoencoderKL
+
+    vae = load_part(AutoencoderKL, str(bench.part("vae"))).eval()
+    pixels = np.stack([one.pixels for one in sample(bench.count(500, 20))])
+    return pixels, reconstruct(vae, pixels)
+
+
+def psnr(first: UInt8[np.ndarray, "n h w 3"], second: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of each pair in decibels: 10 log10(255^2 / mean squared error over pixels and RGB).
+
+    >>> psnr(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)).item()
+    0.0
+    """
+    error = np.square(first.astype(np.float64) - second).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / error)
+
+
+def columns_by_style(names: Sequence[str], per_style: int = 2) -> list[list[int]]:
+    """Indices of the first, second, ... picture of each style, a list for each."""
+    places = [[i for i, name in enumerate(names) if name == style] for style in STYLES]
+    return [[of_style[k] for of_style in places] for k in range(min(per_style, *map(len, places)))]
+
+
+def run(bench: Bench) -> Report:
+    """PSNR of 500 unseen scenes, and originals beside reconstructions."""
+    pixels, decoded = originals_and_decoded(bench)
+    scores, names = psnr(pixels, decoded), np.array([one.style.name for one in sample(len(pixels))])
+    report = Report(notes=["decibels; one picture is one unit, each has a style draw of its own"])
+    report.add("PSNR, all styles", estimate_mean(scores), at_least=25)
+    for style in STYLES:
+        report.add(f"PSNR, {style}", estimate_mean(scores[names == style]), at_least=20)
+    rows = {}
+    for k, places in enumerate(columns_by_style(names)):
+        rows |= {f"original {k + 1}": pixels[places], f"decoded {k + 1}": decoded[places]}
+    report.sheets["pictures"] = labelled_sheet({key: list(row) for key, row in rows.items()}, STYLES)
+    return report

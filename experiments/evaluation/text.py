@@ -1,0 +1,94 @@
+"""Text to image: 12 objects x 10 styles x 4 consecutive seeds, judged by a classifier trained apart on real scenes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from context_diffusion.images import image_grid
+from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
+
+from .bench import Bench
+from .drawing import Order
+from .judge import accuracy
+from .reconstruction import originals_and_decoded
+from .report import Report
+from .sheets import labelled_sheet
+from .unseen import content, sample
+
+SEEDS = range(4)
+
+
+def background(object: str, style: str) -> str:
+    """Give each pair of object and style one of the four backgrounds, in turn."""
+    return BACKGROUNDS[(OBJECTS.index(object) + STYLES.index(style)) % len(BACKGROUNDS)]
+
+
+def text_prompt(object: str, style: str) -> str:
+    """Say a pair as the captions do.
+
+    >>> text_prompt("boat", "watercolor")
+    'a boat, watercolor style'
+    """
+    return f"{content(Scene(object, background(object, style), sun=False))}, {style} style"
+
+
+def text_orders(
+    objects: Sequence[str] = OBJECTS, styles: Sequence[str] = STYLES, seeds: Sequence[int] = SEEDS
+) -> list[tuple[str, str, Order]]:
+    """List (object, style, order) for every object in every style with every seed, the seeds side by side."""
+    return [
+        (object, style, Order(text_prompt(object, style), seed=seed))
+        for style in styles
+        for object in objects
+        for seed in seeds
+    ]
+
+
+def run(bench: Bench) -> Report:
+    """Draw, judge, and put what the judge says of real scenes beside it."""
+    judge = bench.judge
+    objects, styles, seeds = (OBJECTS[:3], STYLES[:3], range(2)) if bench.quick else (OBJECTS, STYLES, SEEDS)
+    asked = text_orders(objects, styles, seeds)
+    pictures = bench.draw([order for *_, order in asked], "text to image")
+    seen, prompts = judge(pictures), [order.prompt for *_, order in asked]
+    wanted = {
+        "object": [OBJECTS.index(object) for object, *_ in asked],
+        "style": [STYLES.index(style) for _, style, _ in asked],
+        "background": [BACKGROUNDS.index(background(object, style)) for object, style, _ in asked],
+    }
+    report = Report(notes=[f"{len(asked)} pictures; the {len(objects) * len(styles)} prompts are the units"])
+    for head, indices in wanted.items():
+        aim = None if head == "background" else 0.9
+        report.add(f"{head} accuracy", accuracy(seen[head], indices, prompts), at_least=aim)
+    add_ceiling(report, bench)
+    for head, names in (("object", objects), ("style", styles)):
+        for name in names:
+            among = np.array(wanted[head]) == {"object": OBJECTS, "style": STYLES}[head].index(name)
+            report.add(f"{head} accuracy, {name}", accuracy(seen[head], wanted[head], prompts, among))
+    report.sheets = sheets(pictures, objects, styles, len(seeds))
+    return report
+
+
+def add_ceiling(report: Report, bench: Bench) -> None:
+    """Add the judge's accuracy on unseen real scenes, and on the same after the autoencoder: the sampler's ceiling."""
+    pixels, decoded = originals_and_decoded(bench)
+    drawn = sample(len(pixels))
+    for name, shown in (("real scenes", pixels), ("decoded real scenes", decoded)):
+        seen = bench.judge([Image.fromarray(one) for one in shown])
+        for head in ("object", "style"):
+            right = accuracy(seen[head], [labels(one)[head] for one in drawn])
+            report.add(f"judge's {head} accuracy on {name}", right)
+
+
+def sheets(
+    pictures: Sequence[Image.Image], objects: Sequence[str], styles: Sequence[str], seeds: int
+) -> dict[str, Image.Image]:
+    """Lay out the first seed of every pair, and all seeds of every pair as a square of their own."""
+    width = len(objects) * seeds
+    rows = {style: list(pictures[i * width : (i + 1) * width]) for i, style in enumerate(styles)}
+    first = {style: row[::seeds] for style, row in rows.items()}
+    squares = {
+        style: [image_grid(row[i : i + seeds], 2, gap=0) for i in range(0, width, seeds)] for style, row in rows.items()
+    }
+    return {"seed-0": labelled_sheet(first, objects), "all": labelled_sheet(squares, objects, cell=144)}

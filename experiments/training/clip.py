@@ -1,0 +1,103 @@
+"""Train the CLIP model whose towers are the text encoder and the context encoder (Radford et al. 2021).
+
+    python -m context_diffusion.training.clip
+
+Pictures are cropped a little, mirrored or not, dynamically normalized, 64x64. Each step contrasts a picture with its
+whole caption and with a part of it (the object alone, or the style alone); pictures whose texts are equal share the
+target.
+"""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from context_diffusion.images import dynamic_normalization
+from context_diffusion.paths import TINY_SCENES
+from context_diffusion.scenes import OBJECTS, STYLES
+from context_diffusion.scenes.vocabulary import SYNONYMS, article
+
+from .data import crops, pictures
+from .loop import Recipe, load_weights, save_half, train
+from .tokenizer import new_tokenizer, token_ids
+
+SIDE = 64
+
+
+def new_clip(tokenizer) -> CLIPModel:
+    """Width 128 on both sides: text of 3 layers and 32 tokens, vision of 4 layers and 8x8 patches."""
+    common = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 128}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {**common, **ids, "vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": 32}
+    vision = {**common, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+
+
+def shrink(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """uint8 (n, 128, 128, 3) to (n, side, side, 3) by averaging."""
+    return np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pixels])
+
+
+def normalize(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dynamic normalization of uint8 (n, h, w, 3): pictures (n, 3, h, w), and the statistics taken out, (n, 6)."""
+    return dynamic_normalization(pixels.permute(0, 3, 1, 2).float() / 255)
+
+
+def parts(arrays: dict, index: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """For each picture a short text: "a boat" (three in four, one in five of them a synonym) or "neon style"."""
+    draws = torch.rand(len(index), 3, generator=generator).tolist()
+    texts = []
+    for i, (kind, other, which) in zip(index.tolist(), draws, strict=True):
+        noun = OBJECTS[arrays["object"][i]]
+        others = SYNONYMS.get(noun, ())
+        if others and other < 0.2:
+            noun = others[int(which * len(others))]
+        texts.append(article(noun) if kind < 0.75 else f"{STYLES[arrays['style'][i]]} style")
+    return texts
+
+
+def contrast(image: torch.Tensor, text: torch.Tensor, which: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The symmetric cross-entropy of CLIP; pictures with equal texts share the target evenly."""
+    logits = scale * image @ text.T
+    same = (which[:, None] == which[None]).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def main() -> None:
+    """Train and publish."""
+    recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=128, learning_rate=1e-3, weight_decay=0.05)
+    tokenizer, arrays = new_tokenizer(), pictures()
+    small = torch.from_numpy(shrink(arrays["pixels"]))
+    caption_ids = token_ids(tokenizer, arrays["captions"].tolist())
+
+    def loss(model: CLIPModel, generator: torch.Generator) -> torch.Tensor:
+        index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
+        batch = crops(small[index].permute(0, 3, 1, 2).float() / 255, SIDE, 0.85, 1.0, generator)
+        image = F.normalize(model.get_image_features(dynamic_normalization(batch)[0].to(model.device)).pooler_output)
+        scale = model.logit_scale.exp().clamp(max=100)
+        total = 0
+        for ids in (caption_ids[index], token_ids(tokenizer, parts(arrays, index, generator))):
+            longest = int((ids != 1).sum(dim=1).max()) + 1  # attention is causal: padding changes nothing before it
+            unique, which = ids[:, :longest].to(model.device).unique(dim=0, return_inverse=True)
+            text = F.normalize(model.get_text_features(unique).pooler_output)[which]
+            total = total + contrast(image.float(), text.float(), which, scale) / 2
+        return total
+
+    def publish(model: CLIPModel) -> None:
+        publish_pretrained(model, "clip")
+        if not (TINY_SCENES / "unet").exists():  # once a U-Net has learned to read the towers, they stay as they are
+            publish_pretrained(model.text_model, "text_encoder")
+            publish_pretrained(model.vision_model, "image_encoder")
+            tokenizer.save_pretrained(TINY_SCENES / "tokenizer")
+
+    model = new_clip(tokenizer)
+    if recipe.warm:
+        load_published(model, "clip")
+    model.set_attn_implementation("eager")  # on a CPU the fused attention has a slow backward pass
+    train("clip", model, loss, recipe, publish=publish)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the frozen encoders say of every training picture, computed once and kept on disk."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm.auto import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from context_diffusion.paths import TINY_SCENES, written_whole
+from context_diffusion.projector import ContextProjector
+
+from .clip import normalize, shrink
+from .data import CACHE, pictures, to_tensor
+from .loop import bf16_pays, device
+from .tokenizer import token_ids
+
+BATCH = 64
+
+
+def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.Tensor]:
+    """Tensors in the order of :func:`pictures`, of the ``vae``, ``text_encoder`` and ``image_encoder`` in ``parts``.
+
+    ``latents`` (n, 12, 16, 16) in half precision, already times the scaling factor; ``text`` (captions, 32, 128) with
+    ``caption`` (n,) the index of each picture's caption, the last entry being the empty prompt; ``pooled`` (n, 16, 128)
+    and ``statistics`` (n, 6) for the context projector; ``background`` (n,).
+    """
+    makers = {
+        "latents": (_latents, ["vae"]),
+        "clip": (_clip_features, ["text_encoder", "image_encoder"]),
+    }
+    data: dict[str, torch.Tensor] = {}
+    for name, (make, encoders) in makers.items():
+        file = CACHE / f"{name}-{_digest(parts, encoders)}-{first_group}-{groups}.pt"
+        if not file.exists():
+            made = make(parts, pictures(groups, first_group))
+            with written_whole(file) as temporary:
+                torch.save(made, temporary)
+        data |= torch.load(file)
+    return {
+        key: value.float() if value.dtype == torch.float16 and key != "latents" else value
+        for key, value in data.items()
+    }
+
+
+def _digest(parts: Path, encoders: list[str]) -> str:
+    """A short name for the weights of some encoders."""
+    files = [file for encoder in encoders for file in sorted((parts / encoder).glob("*.safetensors"))]
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
+
+
+def _batches(pixels: np.ndarray, what: str):
+    for i in tqdm(range(0, len(pixels), BATCH), desc=what, mininterval=5):
+        yield pixels[i : i + BATCH]
+
+
+@torch.no_grad()
+def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
+    vae = AutoencoderKL.from_pretrained(parts / "vae").to(device(), torch.float32)
+    made = []
+    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
+        for pixels in _batches(arrays["pixels"], "latents"):
+            latents = vae.encode(to_tensor(pixels).to(device())).latent_dist.mean * vae.config.scaling_factor
+            made.append(latents.half().cpu())
+    return {"latents": torch.cat(made), "background": torch.from_numpy(arrays["background"])}
+
+
+@torch.no_grad()
+def _clip_features(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
+    text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder").to(device(), torch.float32)
+    image_encoder = CLIPVisionModel.from_pretrained(parts / "image_encoder").to(device(), torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
+    projector, pooled, statistics = ContextProjector(), [], []
+    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
+        for pixels in _batches(arrays["pixels"], "context features"):
+            normalized, removed = normalize(torch.from_numpy(shrink(pixels)))
+            seen = image_encoder(normalized.to(device())).last_hidden_state[:, 1:]
+            pooled.append(projector.pool(seen).half().cpu())
+            statistics.append(removed)
+        captions, caption = np.unique(arrays["captions"], return_inverse=True)
+        ids = token_ids(tokenizer, [*captions.tolist(), ""])
+        text = [text_encoder(chunk.to(device())).last_hidden_state.half().cpu() for chunk in ids.split(256)]
+    return {
+        "pooled": torch.cat(pooled), "statistics": torch.cat(statistics), "text": torch.cat(text),
+        "caption": torch.from_numpy(caption),
+    }  # fmt: skip

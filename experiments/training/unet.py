@@ -1,0 +1,184 @@
+"""Train the U-Net and the context projector together.
+
+    python -m experiments.training.unet --minutes 120                # goes on from where it stands
+    python -m experiments.training.unet --finish 8000                # the last stretch: the rate falls to zero
+
+The network predicts the velocity (Salimans and Ho 2022) on a schedule whose last step is pure noise (Lin et al. 2023),
+so that nothing of a picture's palette hides in the noise that sampling starts from. Its error is weighted by
+``(min(SNR, 5) + 1) / (SNR + 1)``: min-SNR (Hang et al. 2023), but not zero at the last step. The time steps of a batch
+are one from each of its equal parts.
+
+Its cross-attention reads text tokens, then 16 context tokens and a statistic token of one to three *other* pictures of
+the same style draw. The text is dropped in 15 % of the samples. A quarter of the batches have no context tokens; in the
+others one sample of six has the null context of guidance, zeros. A described background is drawn twice as often as a
+plain one.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from context_diffusion.paths import TINY_SCENES
+from context_diffusion.projector import ContextProjector
+from context_diffusion.scenes import BACKGROUNDS, TinyScenes
+from context_diffusion.scenes.dataset import GROUP
+
+from .draws import Draws
+from .features import features
+from .loop import Recipe, bf16_pays, device, load_weights, save_half, train
+
+GROUPS = 12_000
+HELD_OUT_GROUPS, HELD_OUT_DRAWS = 128, 3
+BANDS = 5  # of noise, in the held-out loss
+TEXT_DROP = 0.15
+NO_CONTEXT = 0.25
+NULL_CONTEXT = 1 / 6
+MIN_SNR = 5.0
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas rescaled to zero terminal SNR (Lin et al. 2023, algorithm 1), sampled from the last step."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Three levels (16x16, 8x8, 4x4); attention everywhere but on the way down at 16x16. SD 1.x layout."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=12,
+        out_channels=12,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=(2, 4, 6),  # in this class the number of heads: 32 channels each
+        norm_num_groups=16,
+    )
+
+
+class Denoiser(nn.Module):
+    """U-Net and context projector as one module, so that one optimizer and one average hold both."""
+
+    def __init__(self, unet: UNet2DConditionModel, projector: ContextProjector):
+        super().__init__()
+        self.unet, self.projector = unet, projector
+
+
+def group_mates(index: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """For each picture the three others of its style draw in any order, and weights that keep one to three of them."""
+    order = draws.rand(GROUP - 1).argsort(dim=1) + 1
+    count = draws.randint(GROUP - 1)[:, None] + 1
+    return index[:, None] // GROUP * GROUP + (index[:, None] % GROUP + order) % GROUP, (
+        torch.arange(GROUP - 1) < count
+    ).float()
+
+
+def condition(data: dict, projector: ContextProjector, index: Tensor, draws: Draws) -> Tensor:
+    """Cross-attention tokens of a batch, (batch, 32 or 49, 128), with text and contexts dropped as the module says."""
+    caption = torch.where(draws.rand() < TEXT_DROP, len(data["text"]) - 1, data["caption"][index])
+    text = data["text"][caption].to(projector.device)
+    mates, weights = group_mates(index, draws)
+    present = draws.rand(1, 1) >= NULL_CONTEXT
+    if torch.rand((), generator=draws.common) < NO_CONTEXT:
+        return text
+    seen = (data[key][mates].to(projector.device) for key in ("pooled", "statistics"))
+    context = projector(*seen, weights.to(projector.device))
+    return torch.cat([text, (context * present.to(context.device)).to(text.dtype)], dim=1)
+
+
+def noised(latents: Tensor, scheduler: DDIMScheduler, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, the velocity to predict, and the weight of each sample's error."""
+    alpha = scheduler.alphas_cumprod[timestep]
+    snr = alpha / (1 - alpha)
+    weight = (snr.clamp(max=MIN_SNR) + 1) / (snr + 1)
+    return scheduler.add_noise(latents, noise, timestep), scheduler.get_velocity(latents, noise, timestep), weight
+
+
+def drawn(data: dict, index: Tensor, scheduler: DDIMScheduler, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents, time steps, velocities and weights of the pictures ``index``."""
+    latents = data["latents"][index].float()
+    steps = scheduler.config.num_train_timesteps
+    timestep = (draws.strata(32) * steps).long().clamp(max=steps - 1)
+    noisy, velocity, weight = noised(latents, scheduler, timestep, draws.randn(*latents.shape[1:]))
+    return noisy, timestep, velocity, weight
+
+
+def held_out_loss(data: dict, scheduler: DDIMScheduler, denoiser: Denoiser) -> list[float]:
+    """The unweighted loss in five bands of noise, low noise first: fixed pictures, contexts and noise."""
+    total, number = torch.zeros(BANDS), torch.zeros(BANDS)
+    pictures, size = len(data["latents"]), 64
+    for first in range(0, HELD_OUT_DRAWS * pictures, size):
+        samples = range(first, min(first + size, HELD_OUT_DRAWS * pictures))
+        draws = Draws(1, samples, first // size)
+        index = torch.tensor(samples) % pictures
+        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
+            tokens = condition(data, denoiser.projector, index, draws)
+            noisy, timestep, velocity, _ = drawn(data, index, scheduler, draws)
+            output = denoiser.unet(noisy.to(tokens.device), timestep.to(tokens.device), tokens).sample.float().cpu()
+        band = timestep * BANDS // scheduler.config.num_train_timesteps
+        total.index_add_(0, band, (output - velocity).square().mean(dim=(1, 2, 3)))
+        number.index_add_(0, band, torch.ones(len(band)))
+    return (total / number).tolist()
+
+
+def publish_index(root: Path = TINY_SCENES) -> None:
+    """Write the scheduler and ``model_index.json``, which make the folder an ordinary Stable Diffusion pipeline."""
+    new_scheduler().save_pretrained(root / "scheduler")
+    parts = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **dict.fromkeys(["safety_checker", "feature_extractor", "image_encoder"], [None, None]),
+    }
+    index = {"_class_name": "StableDiffusionPipeline", **parts, "requires_safety_checker": False}
+    (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def main() -> None:
+    """Train, from the last checkpoint, from the folder ``--start``, or from nothing."""
+    recipe = Recipe.from_command_line(
+        __doc__, steps=100_000, batch_size=32, learning_rate=1e-3, optimizer="muon", schedule="constant"
+    )
+    parts = Path(recipe.start or TINY_SCENES)
+    data, unseen = features(parts, GROUPS), features(parts, HELD_OUT_GROUPS, TinyScenes.HELD_OUT)
+    plain = data["background"] == BACKGROUNDS.index("plain")
+    often = torch.cat([torch.arange(len(plain)), torch.arange(len(plain))[~plain]])
+    scheduler, model = new_scheduler(), Denoiser(new_unet(), ContextProjector())
+    if recipe.start:
+        load_weights(model.unet, parts / "unet")
+        load_weights(model.projector, parts / "context_projector")
+    model.unet.set_attn_processor(AttnProcessor())  # on a CPU the fused attention has a slow backward pass
+    model.unet.to(memory_format=torch.channels_last)
+
+    def loss(model: Denoiser, draws: Draws) -> Tensor:
+        index = often[draws.randint(len(often))]
+        tokens = condition(data, model.projector, index, draws)
+        noisy, timestep, velocity, weight = (x.to(tokens.device) for x in drawn(data, index, scheduler, draws))
+        error = (model.unet(noisy, timestep, tokens).sample.float() - velocity).square().mean(dim=(1, 2, 3))
+        return (weight * error).mean()
+
+    def save(average: Denoiser, folder: Path) -> None:
+        save_half(average.unet, folder / "unet")
+        save_half(average.projector, folder / "context_projector")
+
+    train("unet", model, loss, recipe, save=save, held_out=lambda average: held_out_loss(unseen, scheduler, average))
+
+
+if __name__ == "__main__":
+    main()
