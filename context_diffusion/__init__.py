@@ -6,32 +6,41 @@ Names are looked up lazily: ``import context_diffusion`` loads none of torch, di
 import importlib
 
 _HOME = {  # public name -> the module that holds it
-    "denormalize": "images",
-    "image_grid": "images",
-    "load_image": "images",
-    "load_image_as_tensor": "images",
-    "save_image": "images",
-    "ContextDiffusion": "context",
-    "load_pipeline": "checkpoints",
-    "load_encoder": "encoders",
-    "canny_map": "control",
-    "depth_map": "control",
-    "style_aligned": "attention",
-    "ddim_invert": "inversion",
-    "Trajectory": "inversion",
-    "fuse_prompts": "fusion.prompt",
-    "Description": "fusion.description",
     "AudioSource": "fusion.speech",
+    "ContextDiffusion": "context",
+    "Description": "fusion.description",
     "ImageSource": "fusion.caption",
     "MusicSource": "fusion.music",
     "Only": "fusion.only",
     "Recorder": "recorder",
+    "StyleSettings": "alignment",
+    "Trajectory": "alignment",
     "Transcriber": "fusion.speech",
     "WeatherSource": "fusion.weather",
+    "canny_map": "control",
+    "ddim_invert": "alignment",
+    "denormalize": "images",
+    "depth_map": "control",
+    "finetune": "finetune",
+    "fuse_prompts": "fusion.prompt",
+    "image_grid": "images",
+    "load_encoder": "encoders",
+    "load_image": "images",
+    "load_image_as_tensor": "images",
+    "load_pipeline": "pipelines",
+    "save_image": "images",
+    "style_aligned": "alignment",
 }
-_MODULES = {
-    "attention", "blending", "checkpoints", "context", "control", "encoders", "from_scratch", "fusion", "images",
-    "inversion", "melodies", "metrics", "notebook", "plotting", "projector", "reading", "scenes", "training", "widgets",
+_MODULES = {  # short name -> where the module is
+    "blending": "alignment.blending",
+    "inversion": "alignment.inversion",
+    "projector": "context.projector",
+} | {
+    name: name
+    for name in (
+        "alignment", "checkpoints", "context", "control", "encoders", "from_scratch", "fusion", "images", "latents",
+        "melodies", "metrics", "notebook", "pipelines", "plotting", "reading", "scenes", "widgets",
+    )
 }  # fmt: skip
 
 __all__ = sorted({*_HOME, *_MODULES})
@@ -41,7 +50,7 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

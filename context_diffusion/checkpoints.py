@@ -7,7 +7,7 @@ Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``,
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .hints import hint
-from .paths import TINY_SCENES
+from .checks import hint
+from .files import TINY_SCENES
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    pass
 
 DEFAULT = "tiny-scenes"
 
@@ -174,76 +174,3 @@ def not_on_disk(location: str) -> FileNotFoundError:
         f"{location} is not on this disk and could not be downloaded: where there is a network, run "
         f"`hf download {location}` once (and unset HF_HUB_OFFLINE), or use the offline model {DEFAULT!r}."
     )
-
-
-def load_pipeline(
-    name: str | Path = DEFAULT,
-    *,
-    control: str | Sequence[str] | None = None,
-    image_to_image: bool = False,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    **options,
-) -> "DiffusionPipeline":
-    """Load a plain diffusers pipeline by name: text to image, on the GPU if there is one.
-
-    ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
-    wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.
-    ``dtype`` is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to ``from_pretrained``.
-    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` for weights that cannot be had.
-    """
-    from diffusers import AutoPipelineForText2Image
-
-    model = find_model(name)
-    device = find_device(device)
-    if dtype is None:
-        dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
-    controlnet = _controlnets(model, control, dtype)
-    if model.parts and dtype == torch.float16:
-        options.setdefault("variant", "fp16")  # half the download
-    pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
-    if controlnet is not None or image_to_image:
-        pipe = as_pipeline(pipe, controlnet=controlnet, image_to_image=image_to_image)
-    return place(pipe, device, model.vram_gb)
-
-
-def _controlnets(model: Model, control: str | Sequence[str] | None, dtype: torch.dtype):
-    from diffusers import ControlNetModel
-
-    kinds = [control] if isinstance(control, str) else list(control or ())
-    locations = {kind: find_part(model, f"controlnet-{kind}") for kind in kinds}
-    for kind, location in locations.items():
-        if location is None:
-            raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
-    loaded = [load_part(ControlNetModel, locations[kind], dtype) for kind in kinds]
-    return loaded[0] if isinstance(control, str) else loaded or None
-
-
-def place(pipe: "DiffusionPipeline", device: torch.device, vram_gb: float = 0) -> "DiffusionPipeline":
-    """Move a pipeline to a device; a GPU smaller than ``vram_gb`` gets one part at a time."""
-    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < vram_gb * 2**30:
-        pipe.enable_model_cpu_offload(device=device)
-        pipe.vae.enable_slicing()
-        return pipe
-    return pipe.to(device)
-
-
-def as_pipeline(pipe: "DiffusionPipeline", *, controlnet=None, image_to_image: bool = False) -> "DiffusionPipeline":
-    """Build another Stable Diffusion pipeline from the very parts of ``pipe``: with a ControlNet, from an image.
-
-    Nothing is copied or cast (``from_pipe`` of diffusers would cast everything to float32).
-    """
-    import diffusers
-
-    xl = getattr(pipe, "text_encoder_2", None) is not None
-    kind = getattr(
-        diffusers,
-        f"StableDiffusion{'XL' * xl}{'ControlNet' * (controlnet is not None)}{'Img2Img' * image_to_image}Pipeline",
-    )
-    parts = {key: part for key, part in pipe.components.items() if key != "controlnet"}
-    if controlnet is not None:
-        parts["controlnet"] = controlnet
-    settings = {"add_watermarker": False} if xl else {"requires_safety_checker": parts["safety_checker"] is not None}
-    other = kind(**parts, **settings)
-    other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    return other

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .paths import DATA, ROOT
+from .files import DATA, ROOT
 
 DEMO_QUERY = DATA / "query" / "boat.png"
 DEMO_CONTEXTS = [DATA / "context" / f"mosaic-{number}.png" for number in (1, 2, 3)]
@@ -177,7 +177,7 @@ def _load(asked: argparse.Namespace, query: str | Path | None, contexts: Sequenc
 
     pictures = [load_image(path) for path in contexts]
     query = None if query is None else load_image(query)
-    from .context import ContextDiffusion
+    from .context.model import ContextDiffusion
 
     return ContextDiffusion.from_pretrained(asked.model, device=asked.device), query, pictures
 

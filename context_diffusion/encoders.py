@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checkpoints import DEFAULT, find_model, find_part, load_part
+from .checks import normalized_weights
 from .images import ImageLike, dynamic_normalization, resize, to_tensor
-from .weights import normalized_weights
 
 HUB_ENCODERS = {
     "clip": "openai/clip-vit-large-patch14",

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .paths import written_whole
+from .files import written_whole
 from .reading import MAX_PIXELS, read_image
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor

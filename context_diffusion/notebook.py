@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from .paths import ROOT
+from .files import ROOT
 
 COLAB_NEEDS = {  # import name -> what pip calls it; torch and numpy are Colab's own and stay as they are
     "diffusers": "diffusers>=0.39,<0.44",

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .files import written_whole
 from .images import ImageLike, load_image
 from .metrics.estimates import Estimate
-from .paths import written_whole
 
 STYLE = {
     "figure.dpi": 100,

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from context_diffusion.trajectory import Trajectory, describe_model
+from context_diffusion.alignment.trajectory import Trajectory, describe_model
 
 PROMPTS = ["a house, neon style", "a boat, neon style", "a cat on green hills, neon style"]
 STEPS = 2

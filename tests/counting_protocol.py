@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from context_diffusion.evaluation.papers.units import Results, Unit, work
-from context_diffusion.evaluation.report import Report
+from experiments.evaluation.papers.units import Results, Unit, work
+from experiments.evaluation.report import Report
 
 
 class Counting:

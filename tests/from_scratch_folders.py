@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_scheduler, tiny_sd15, tiny_tokenizer
 
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.from_scratch import StableDiffusion
-from context_diffusion.paths import TINY_SCENES
 
 _SAVED = tempfile.TemporaryDirectory(prefix="from_scratch_")  # gone when the tests are
 LAYOUTS = ["sd1", "sd2", *(["tiny-scenes"] if (TINY_SCENES / "unet" / "config.json").is_file() else [])]

@@ -16,9 +16,9 @@ from tiny import (
     tiny_sdxl,
 )
 
-from context_diffusion.attention import ReferenceCache, style_aligned
-from context_diffusion.blending import blend_trajectories
-from context_diffusion.inversion import ddim_invert
+from context_diffusion.alignment.aligner import ReferenceCache, style_aligned
+from context_diffusion.alignment.blending import blend_trajectories
+from context_diffusion.alignment.inversion import ddim_invert
 
 PROMPTS = ["a house, neon style", "a boat, neon style", "a cat, neon style"]
 

@@ -9,8 +9,8 @@ import torch
 from aligning import PROMPTS, STEPS, calm, draw, noise, recorded
 from tiny import tiny_sd15, tiny_sdxl
 
-from context_diffusion.attention import style_aligned
-from context_diffusion.trajectory import Trajectory
+from context_diffusion.alignment.aligner import style_aligned
+from context_diffusion.alignment.trajectory import Trajectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from textbook_style_aligned import TextbookSettings, textbook

@@ -8,8 +8,8 @@ from aligning import STEPS, calm, draw, noise, recorded
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import tiny_sd15, tiny_sdxl
 
-from context_diffusion.attention import ReferenceCache, StyleSettings, style_aligned
-from context_diffusion.trajectory import Trajectory
+from context_diffusion.alignment.aligner import ReferenceCache, StyleSettings, style_aligned
+from context_diffusion.alignment.trajectory import Trajectory
 
 
 def count_calls(module: torch.nn.Module) -> tuple[list, object]:

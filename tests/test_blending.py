@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from context_diffusion.blending import linear, slerp, weighted_slerp
-from context_diffusion.weights import normalized_weights
+from context_diffusion.alignment.blending import linear, slerp, weighted_slerp
+from context_diffusion.checks import normalized_weights
 
 
 def vectors(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:

@@ -4,7 +4,8 @@ import torch
 from tiny import tiny_control, tiny_controlnet, tiny_sd15, tiny_sdxl
 
 from context_diffusion import checkpoints
-from context_diffusion.checkpoints import MODELS, as_pipeline, dtype_keyword, find_model, find_part, load_pipeline
+from context_diffusion.checkpoints import MODELS, dtype_keyword, find_model, find_part
+from context_diffusion.pipelines import as_pipeline, load_pipeline
 
 
 @pytest.fixture(scope="module")

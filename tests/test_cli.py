@@ -98,7 +98,7 @@ def test_an_interrupted_run_leaves_nothing(inputs, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("context_diffusion.context.ContextDiffusion.__call__", interrupted)
+    monkeypatch.setattr("context_diffusion.context.model.ContextDiffusion.__call__", interrupted)
     assert generate("--prompt", "a cat", "--out", "p.png") == 130
     assert not Path("p.png").exists() and "interrupted" in capsys.readouterr().err
 

@@ -18,11 +18,12 @@ from transformers import CLIPVisionModel
 from worlds import hub_folder, scenes_folder
 
 from context_diffusion import ContextDiffusion, load_image_as_tensor
-from context_diffusion.arguments import check_size, image_seeds, warn_if_cut
-from context_diffusion.conditioning import TokenContexts
+from context_diffusion.checks import check_size
+from context_diffusion.context.contexts import TokenContexts
+from context_diffusion.context.projector import ContextProjector
+from context_diffusion.context.request import image_seeds, warn_if_cut
 from context_diffusion.control import canny_map, control_image
 from context_diffusion.images import dynamic_normalization, resize, to_tensor
-from context_diffusion.projector import ContextProjector
 
 QUERY = Image.new("RGB", (32, 32), "navy")
 ImageDraw.Draw(QUERY).ellipse((6, 8, 26, 28), fill="orange")

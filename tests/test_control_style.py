@@ -8,9 +8,9 @@ import torch
 from aligning import PROMPTS, calm, draw, noise, recorded
 from tiny import tiny_control_img2img, tiny_controlnet, tiny_sd15, tiny_sdxl
 
-from context_diffusion.attention import ReferenceCache, style_aligned
-from context_diffusion.checkpoints import as_pipeline
-from context_diffusion.reference_pass import without_control, zero_first_image
+from context_diffusion.alignment.aligner import ReferenceCache, style_aligned
+from context_diffusion.alignment.reference_pass import without_control, zero_first_image
+from context_diffusion.pipelines import as_pipeline
 
 SIDE = 16  # pixels of the hints: latents are 8 x 8
 OFF = {"adain_queries": False, "adain_keys": False, "share_attention": False}

@@ -10,9 +10,9 @@ from tiny import tiny_tokenizer
 from transformers import CLIPModel, SiglipConfig, SiglipModel, ViTModel
 from worlds import LAYERS, scenes_folder
 
+from context_diffusion.checks import normalized_weights
 from context_diffusion.encoders import average_embeddings, load_encoder, vision_inputs
 from context_diffusion.images import dynamic_normalization, load_image_as_tensor, resize, to_tensor
-from context_diffusion.weights import normalized_weights
 
 NOISE = [Image.effect_noise((64, 64), spread).convert("RGB") for spread in (30, 90)]
 RAMP = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
@@ -145,7 +145,7 @@ def test_the_number_of_weights_must_fit():
 
 def test_sampling_shows_clip_what_training_showed_it():
     from context_diffusion.scenes import context_group
-    from context_diffusion.training.clip import normalize, shrink
+    from experiments.training.clip import normalize, shrink
 
     drawn = context_group(seed=1_000_000, size=3)
     trained = normalize(torch.from_numpy(shrink(np.stack([scene.pixels for scene in drawn]))))

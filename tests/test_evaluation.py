@@ -13,16 +13,17 @@ from PIL import Image
 from worlds import scenes_folder
 
 from context_diffusion.control import canny_map
-from context_diffusion.evaluation import domain, offline, unseen
-from context_diffusion.evaluation.bench import Bench
-from context_diffusion.evaluation.context import estimate_ratio, palette_ratio
-from context_diffusion.evaluation.judge import Judge, accuracy
-from context_diffusion.evaluation.reconstruction import columns_by_style, psnr, reconstruct
-from context_diffusion.evaluation.report import Report
-from context_diffusion.evaluation.sheets import GAP, labelled_sheet, save_sheet
-from context_diffusion.evaluation.speed import import_seconds, run_apart
 from context_diffusion.metrics import Estimate, estimate_rate
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, TinyScenes
+from context_diffusion.scenes.judge import Judge
+from experiments.evaluation import domain, offline, unseen
+from experiments.evaluation.accuracy import accuracy
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.context import estimate_ratio, palette_ratio
+from experiments.evaluation.reconstruction import columns_by_style, psnr, reconstruct
+from experiments.evaluation.report import Report
+from experiments.evaluation.sheets import GAP, labelled_sheet, save_sheet
+from experiments.evaluation.speed import import_seconds, run_apart
 
 # --- scores ----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import json
 
-from context_diffusion.evaluation.card import score_table
+from experiments.publishing.card import score_table
 
 
 def test_every_recorded_number_is_a_row_with_its_aim(tmp_path):

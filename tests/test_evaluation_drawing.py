@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from worlds import scenes_folder
 
 from context_diffusion import ContextDiffusion
-from context_diffusion.evaluation.bench import Bench
-from context_diffusion.evaluation.context import CONDITIONS, WithoutStatistic, condition_orders
-from context_diffusion.evaluation.drawing import Order, draw
-from context_diffusion.evaluation.text import text_orders
 from context_diffusion.scenes import OBJECTS, STYLES
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.context import CONDITIONS, WithoutStatistic, condition_orders
+from experiments.evaluation.drawing import Order, draw
+from experiments.evaluation.text import text_orders
 
 QUERY = Image.new("RGB", (32, 32), "navy")
 ImageDraw.Draw(QUERY).ellipse((6, 8, 26, 28), fill="orange")

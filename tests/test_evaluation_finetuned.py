@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from context_diffusion.evaluation.finetuned import INK, PAPER, TRAINED_ON, flat_scenes, linocut
 from context_diffusion.scenes import OBJECTS
+from experiments.evaluation.finetuned import INK, PAPER, TRAINED_ON, flat_scenes, linocut
 
 
 def test_a_linocut_lies_between_its_two_colours_and_its_outlines_are_the_reverse():

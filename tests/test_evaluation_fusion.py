@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from context_diffusion.evaluation import fusion, offline
-from context_diffusion.evaluation.bench import Bench
-from context_diffusion.evaluation.fusion import CONDITIONS, SENTENCE, draw_run, fused, orders
-from context_diffusion.evaluation.judge import Judge
-from context_diffusion.evaluation.speech import AROUND
 from context_diffusion.fusion import Description, speech
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES
-from context_diffusion.training.speech_data import UNSEEN
+from context_diffusion.scenes.judge import Judge
+from experiments.evaluation import fusion, offline
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.fusion import CONDITIONS, SENTENCE, draw_run, fused, orders
+from experiments.evaluation.speech import AROUND
+from experiments.training.speech_data import UNSEEN
 
 RUNS = [draw_run(number) for number in range(50)]
 HEARD = Description(SENTENCE, 0.9, "speech")

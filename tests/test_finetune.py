@@ -7,8 +7,8 @@ from diffusers import StableDiffusionPipeline
 from worlds import hub_folder
 
 from context_diffusion import scenes
+from context_diffusion.finetune import finetune, read_folder
 from context_diffusion.images import save_image
-from context_diffusion.training.finetune import finetune, read_folder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_lora_learns_loads_and_unloads(folder, tmp_path):
 
 
 def test_an_interrupt_saves_what_was_learned(folder, tmp_path, monkeypatch):
-    from context_diffusion.training import finetune as module
+    from context_diffusion import finetune as module
 
     whole = module._descend
 
@@ -66,7 +66,7 @@ def test_captions_come_from_text_files_first(folder):
 
 
 def test_bad_input_is_answered_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("context_diffusion.training.finetune.load_pipeline", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("context_diffusion.finetune.load_pipeline", lambda *_: pytest.fail("loaded"))
     with pytest.raises(FileNotFoundError, match="must be a folder"):
         finetune(tmp_path / "none", "a boat", tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no picture"):

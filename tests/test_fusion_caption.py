@@ -20,15 +20,15 @@ from transformers import (
 )
 
 import context_diffusion as cd
-from context_diffusion.evaluation import captions, offline
-from context_diffusion.evaluation.bench import Bench
-from context_diffusion.evaluation.unseen import sample
 from context_diffusion.fusion import Description, caption
 from context_diffusion.fusion.caption import Captioner, ImageSource, confidence, find_captioner
 from context_diffusion.images import dynamic_normalization, to_tensor
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, Style, TinyScenes
 from context_diffusion.scenes import caption as sentence
-from context_diffusion.training import captioner as training
+from experiments.evaluation import captions, offline
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.unseen import sample
+from experiments.training import captioner as training
 
 SIDE, WIDTH = 16, 32
 PICTURES = [Image.effect_noise((2 * SIDE, 2 * SIDE), spread).convert("RGB") for spread in (20, 60, 110)]

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, pipeline
 
 import context_diffusion as cd
-from context_diffusion.evaluation import music as protocol
-from context_diffusion.evaluation import offline
-from context_diffusion.evaluation.bench import Bench
+from context_diffusion.files import DATA, TINY_FUSION
 from context_diffusion.fusion import music
 from context_diffusion.fusion.music import MusicSource, MusicTagger, find_tagger, likeliest
 from context_diffusion.fusion.music_words import (
@@ -29,9 +27,11 @@ from context_diffusion.fusion.phrases import exclusive_phrases, split_phrases
 from context_diffusion.fusion.sound import Sound, read_sound
 from context_diffusion.melodies import GENRES, HELD_OUT, MOODS, Piece, describe, render
 from context_diffusion.melodies import RATE as MELODY_RATE
-from context_diffusion.paths import DATA, TINY_FUSION
 from context_diffusion.scenes import words as scene_words
-from context_diffusion.training import music as training
+from experiments.evaluation import music as protocol
+from experiments.evaluation import offline
+from experiments.evaluation.bench import Bench
+from experiments.training import music as training
 
 RATE = 8000
 TEXTS = list(MOOD_DESCRIPTIONS.values())

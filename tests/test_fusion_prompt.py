@@ -13,8 +13,8 @@ from tiny_words import tiny_tokenizer
 from worlds import scenes_folder
 
 import context_diffusion as cd
-from context_diffusion.arguments import as_text
 from context_diffusion.checkpoints import find_model
+from context_diffusion.context.request import as_text
 from context_diffusion.fusion import Description, fuse_prompts
 from context_diffusion.fusion.phrases import join_phrases, meanings, split_phrases
 from context_diffusion.fusion.prompt import NO_ROOM

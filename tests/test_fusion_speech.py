@@ -14,11 +14,11 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.utils import logging
 
 import context_diffusion as cd
+from context_diffusion.files import DATA, TINY_FUSION
 from context_diffusion.fusion import speech
 from context_diffusion.fusion.sound import Sound, read_sound
 from context_diffusion.fusion.speech import AudioSource, Transcriber, cut_at_pauses, find_transcriber, join_texts
-from context_diffusion.paths import DATA, TINY_FUSION
-from context_diffusion.training import speech as training
+from experiments.training import speech as training
 
 RATE = 16_000
 LANGUAGES = {"<|en|>": 5, "<|fr|>": 6}  # any tokens do for a random network

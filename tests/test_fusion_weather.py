@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from context_diffusion.files import DATA
 from context_diffusion.fusion import fuse_prompts, weather
 from context_diffusion.fusion.client import MAX_BYTES, Patience, get_json
 from context_diffusion.fusion.weather import Provider, WeatherSource, fetch_weather
@@ -30,7 +31,6 @@ from context_diffusion.fusion.weather_words import (
     offline_words,
     temperature_word,
 )
-from context_diffusion.paths import DATA
 from context_diffusion.scenes import words
 
 KEY = "0123456789abcdef0123456789abcdef"

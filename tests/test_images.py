@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from context_diffusion.files import written_whole
 from context_diffusion.images import (
     MIN_STD,
     NormalizedImage,
@@ -24,7 +25,6 @@ from context_diffusion.images import (
     to_pil,
     to_tensor,
 )
-from context_diffusion.paths import written_whole
 
 small = settings(max_examples=25, deadline=None)
 

@@ -10,8 +10,9 @@ from diffusers import DDIMInverseScheduler
 from PIL import Image
 from tiny import load_tiny_ip_adapter, tiny_scheduler, tiny_sd15, tiny_sdxl
 
-from context_diffusion.inversion import ddim_invert, ddim_step, invert_latents, noise_levels, to_noise
-from context_diffusion.trajectory import Trajectory, alpha_at, conditions
+from context_diffusion.alignment.inversion import ddim_invert, ddim_step, invert_latents, noise_levels, to_noise
+from context_diffusion.alignment.trajectory import Trajectory
+from context_diffusion.latents import alpha_at, conditions
 
 
 def picture(seed: int = 0, size: int = 32) -> Image.Image:

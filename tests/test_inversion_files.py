@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from tiny import tiny_scheduler, tiny_sd15, tiny_sdxl
 
-from context_diffusion.blending import blend_trajectories, weighted_slerp
-from context_diffusion.inversion import ddim_invert
-from context_diffusion.trajectory import Trajectory
+from context_diffusion.alignment.blending import blend_trajectories, weighted_slerp
+from context_diffusion.alignment.inversion import ddim_invert
+from context_diffusion.alignment.trajectory import Trajectory
 
 
 def picture(seed: int = 0, size: int = 32) -> Image.Image:

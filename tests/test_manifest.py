@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from context_diffusion.evaluation import manifest
-from context_diffusion.evaluation.entries import MANIFEST, choose, input_files, read_manifest, unlisted
-from context_diffusion.evaluation.manifest import LOCK, difference, digest, main, read_lock
+from experiments.publishing import manifest
+from experiments.publishing.entries import MANIFEST, choose, input_files, read_manifest, unlisted
+from experiments.publishing.manifest import LOCK, difference, digest, main, read_lock
 
 ROOT = Path(__file__).parent.parent
 
@@ -312,9 +312,9 @@ def test_the_lock_and_the_committed_pictures_are_the_manifests():
     ("file", "command"),
     [
         ("lessons/08_new.webp", "benchmarks.lesson_figures 08"),
-        ("offline/new-sheet.webp", "context_diffusion.evaluation.offline --only new"),
-        ("evaluation/new-sheet.webp", "context_diffusion.evaluation.papers new"),
-        ("evaluation/style-sets-sheet.webp", "context_diffusion.evaluation.papers style-sets"),
+        ("offline/new-sheet.webp", "experiments.evaluation.offline --only new"),
+        ("evaluation/new-sheet.webp", "experiments.evaluation.papers new"),
+        ("evaluation/style-sets-sheet.webp", "experiments.evaluation.papers style-sets"),
     ],
 )
 def test_a_new_figure_takes_three_lines(tmp_path, file, command):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from worlds import scenes_folder
 
-from context_diffusion.evaluation.bench import Bench
-from context_diffusion.evaluation.papers import blends, contexts, references, sets, worlds
-from context_diffusion.evaluation.papers.prompts import PromptSet
-from context_diffusion.evaluation.papers.units import Results, Unit
 from context_diffusion.metrics import estimate_mean, palette_distances
 from context_diffusion.scenes import OBJECTS, STYLES
+from experiments.evaluation.bench import Bench
+from experiments.evaluation.papers import blends, contexts, references, sets, worlds
+from experiments.evaluation.papers.prompts import PromptSet
+from experiments.evaluation.papers.units import Results, Unit
 
 PROMPTS = (PromptSet("flat", ("a cat", "a boat")), PromptSet("neon", ("a house", "a fish")))
 

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from context_diffusion.evaluation.papers.__main__ import main
-from context_diffusion.evaluation.papers.claims import Claim
-from context_diffusion.evaluation.papers.prompts import load_prompts
-from context_diffusion.evaluation.papers.tables import Published, Table, escaped, published
 from context_diffusion.metrics import Estimate
 from context_diffusion.scenes import OBJECTS, STYLES
+from experiments.evaluation.papers.__main__ import main
+from experiments.evaluation.papers.claims import Claim
+from experiments.evaluation.papers.prompts import load_prompts
+from experiments.evaluation.papers.tables import Published, Table, escaped, published
 
 E = Estimate(0.5, 0.1, 0.3, 0.7, 60)
 TABLE = Table(
@@ -99,7 +99,7 @@ def test_latex_is_balanced_and_guards_what_it_would_read_as_commands():
 
 
 def test_published_numbers_stand_under_rows_and_scores_of_ours():
-    from context_diffusion.evaluation.papers import blends, contexts, sets
+    from experiments.evaluation.papers import blends, contexts, sets
 
     assert set(published("style-sets").numbers) <= set(sets.SETTINGS)
     assert {score for row in published("style-sets").numbers.values() for score in row} <= set(sets.SCORES)

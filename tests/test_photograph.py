@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from context_diffusion.evaluation.photograph import FRAME, Camera, encoded, lamp, linear, photographed, slanted
 from context_diffusion.scenes import Scene, Style, render
+from experiments.evaluation.photograph import FRAME, Camera, encoded, lamp, linear, photographed, slanted
 
 SCENE = render(Scene.draw(1_000_000), Style.draw(1_000_000, name="flat")).image
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as JPEG has it

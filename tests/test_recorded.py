@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from context_diffusion.evaluation.papers.units import Results, Unit
-from context_diffusion.evaluation.recorded import recorded_scores
+from experiments.evaluation.papers.units import Results, Unit
+from experiments.evaluation.recorded import recorded_scores
 
 UNITS = [Unit(setting, index, seed) for seed in (0, 1) for index in (3, 1, 2) for setting in ("plain", "up, only")]
 
@@ -41,7 +41,7 @@ def test_a_grid_with_a_hole_is_refused(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"context_diffusion.evaluation.papers style-sets"):
+    with pytest.raises(FileNotFoundError, match=r"experiments.evaluation.papers style-sets"):
         recorded_scores("DINO", folder=tmp_path)
     written(tmp_path)
     with pytest.raises(ValueError, match="no score 'FID'; it has DINO, leakage"):

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from context_diffusion.projector import ContextProjector
-from context_diffusion.training import data, loop
-from context_diffusion.training.clip import contrast, normalize
-from context_diffusion.training.dino import new_vit
-from context_diffusion.training.loop import Recipe, load_published, publish_pretrained, train, write_curve
-from context_diffusion.training.tokenizer import new_tokenizer, token_ids
-from context_diffusion.training.unet import NO_CONTEXT, NULL_CONTEXT, TEXT_DROP, condition, new_scheduler, noised
+from context_diffusion.context.projector import ContextProjector
+from experiments.training import data, loop
+from experiments.training.clip import contrast, normalize
+from experiments.training.dino import new_vit
+from experiments.training.loop import Recipe, load_published, publish_pretrained, train, write_curve
+from experiments.training.tokenizer import new_tokenizer, token_ids
+from experiments.training.unet import NO_CONTEXT, NULL_CONTEXT, TEXT_DROP, condition, new_scheduler, noised
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from context_diffusion.evaluation import offline
-from context_diffusion.evaluation import speech as protocol
-from context_diffusion.evaluation.bench import Bench
 from context_diffusion.fusion import Description
 from context_diffusion.fusion.sound import Sound
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import words
-from context_diffusion.training import speech as training
-from context_diffusion.training import speech_data as data
-from context_diffusion.training.speech_data import RATE, Speech, Utterance
+from experiments.evaluation import offline
+from experiments.evaluation import speech as protocol
+from experiments.evaluation.bench import Bench
+from experiments.training import speech as training
+from experiments.training import speech_data as data
+from experiments.training.speech_data import RATE, Speech, Utterance
 
 talking = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 

@@ -24,7 +24,7 @@ from transformers import (
     ViTModel,
 )
 
-from context_diffusion.projector import ContextProjector
+from context_diffusion.context.projector import ContextProjector
 
 LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
 

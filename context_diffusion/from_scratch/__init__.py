@@ -12,14 +12,7 @@ Read in this order: ``tokenizer``, ``text_encoder`` (with ``attention``), ``auto
 
 from .attention_maps import record_cross_attention, word_maps
 from .autoencoder import Autoencoder
-from .generate import (
-    StableDiffusion,
-    encode_prompt,
-    image_to_image,
-    images_to_tensor,
-    tensor_to_images,
-    text_to_image,
-)
+from .generate import StableDiffusion, encode_prompt, image_to_image, images_to_tensor, tensor_to_images, text_to_image
 from .sampling import State, denoise, draw_noise, guided_prediction, make_generators
 from .schedulers import DDIM, DDPM, Euler, Scheduler, make_betas
 from .text_encoder import TextEncoder

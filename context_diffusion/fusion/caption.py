@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..checkpoints import load_part
 from ..encoders import vision_inputs
+from ..files import TINY_FUSION
 from ..images import ImageLike, load_image, resize, to_tensor
 from ..metrics.inputs import batched
-from ..paths import TINY_FUSION
 from .description import Description
 from .names import find_weights
 
@@ -107,7 +107,7 @@ def confidence(
 
 def find_captioner(name: str | Path) -> str:
     """Say where a captioner lives: a folder or a repository id; raise what teaches where there is none."""
-    trainer = "python -m context_diffusion.training.captioner"
+    trainer = "python -m experiments.training.captioner"
     return find_weights(name, CAPTIONERS, "captioner", OFFLINE, trainer)
 
 

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoints import load_part
+from ..files import TINY_FUSION
 from ..metrics.inputs import batched
-from ..paths import TINY_FUSION
 from .description import Description
 from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
 from .names import find_weights
@@ -176,7 +176,7 @@ def likeliest(chances: Float[Tensor, " labels"], labels: Sequence[str]) -> tuple
 
 def find_tagger(name: str | Path) -> str:
     """Say where a CLAP lives: a folder or a repository id; raise what teaches where there is none."""
-    return find_weights(name, TAGGERS, "music model", OFFLINE, "python -m context_diffusion.training.music")
+    return find_weights(name, TAGGERS, "music model", OFFLINE, "python -m experiments.training.music")
 
 
 @cache

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..hints import hint
+from ..checks import hint
 
 
 def find_weights(name: str | Path, table: Mapping[str, str], what: str, offline: str, trainer: str) -> str:

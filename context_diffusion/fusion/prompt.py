@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..weights import normalized_weights
+from ..checks import normalized_weights
 from .description import Description, Source, as_description
 from .phrases import USED, Phrase, join_phrases, meanings, shortened, split_phrases
 from .template import check_order, check_template, fill_template, literal_text, token_counter

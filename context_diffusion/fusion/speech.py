@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 
 from ..checkpoints import load_part
+from ..files import TINY_FUSION
 from ..metrics.inputs import batched
-from ..paths import TINY_FUSION
 from .caption import confidence
 from .description import Description
 from .names import find_weights
@@ -183,7 +183,7 @@ def join_texts(texts: Iterable[str]) -> str:
 
 def find_transcriber(name: str | Path) -> str:
     """Say where a Whisper lives: a folder or a repository id; raise what teaches where there is none."""
-    trainer = "python -m context_diffusion.training.speech"
+    trainer = "python -m experiments.training.speech"
     return find_weights(name, TRANSCRIBERS, "transcriber", OFFLINE, trainer)
 
 

@@ -89,6 +89,6 @@ def _offline_tokenizer():
     from transformers import CLIPTokenizer
 
     from ..checkpoints import load_part
-    from ..paths import TINY_SCENES
+    from ..files import TINY_SCENES
 
     return load_part(CLIPTokenizer, str(TINY_SCENES / "tokenizer"), dtype=None)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from ..paths import DATA, ROOT, written_whole
+from ..files import DATA, ROOT, written_whole
 from . import HELD_OUT, RATE, Piece, render
 
 EXAMPLES = (("happy", "folk"), ("sad", "classical piano"), ("tense", "electronic"), ("dreamy", "ambient"))

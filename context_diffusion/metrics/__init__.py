@@ -10,21 +10,8 @@ from .estimates import Estimate, estimate_difference, estimate_mean, estimate_ra
 from .inputs import CLIP_PREPROCESS, DINO_PREPROCESS, Preprocess
 from .layout import depth_rank_correlation, depth_rank_correlations, edge_f1, edge_f1_scores
 from .leakage import classified, content_leakage, object_accuracy
-from .multistyle import (
-    blend_score,
-    blend_scores,
-    style_shares,
-    weighted_multi_style,
-    weighted_multi_style_scores,
-)
-from .palette import (
-    Palette,
-    earth_movers_distance,
-    palette_distance,
-    palette_distances,
-    palette_of,
-    srgb_to_lab,
-)
+from .multistyle import blend_score, blend_scores, style_shares, weighted_multi_style, weighted_multi_style_scores
+from .palette import Palette, earth_movers_distance, palette_distance, palette_distances, palette_of, srgb_to_lab
 from .similarity import (
     pairwise_scores,
     pairwise_similarity,

@@ -36,7 +36,7 @@ from jaxtyping import Float
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ..weights import normalized_weights
+from ..checks import normalized_weights
 from .estimates import Estimate, estimate_mean
 from .inputs import BATCH_SIZE, Encoder, all_embeddings, embeddings, unit_rows
 from .similarity import reference_scores

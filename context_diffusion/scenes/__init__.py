@@ -12,6 +12,14 @@ from .scene import SEGMENTS, SIZE, Rendering, Scene, Style, caption, render
 from .vocabulary import BACKGROUNDS, OBJECTS, PALETTE_FAMILIES, STYLES, words
 
 __all__ = [
-    "BACKGROUNDS", "OBJECTS", "PALETTE_FAMILIES", "SEGMENTS", "SIZE", "STYLES", "Rendering", "Scene", "Style",
+    "BACKGROUNDS", "Judge", "OBJECTS", "PALETTE_FAMILIES", "SEGMENTS", "SIZE", "STYLES", "Rendering", "Scene", "Style",
     "TinyScenes", "caption", "context_group", "labels", "render", "words",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name == "Judge":  # it needs torch and OpenCV, which drawing does not
+        from .judge import Judge
+
+        return Judge
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

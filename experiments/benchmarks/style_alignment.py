@@ -20,11 +20,11 @@ from types import SimpleNamespace
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from textbook_style_aligned import TextbookSettings, textbook
 from torch import Tensor, nn
 
-from context_diffusion.attention import style_aligned
-from context_diffusion.trajectory import Trajectory
+from context_diffusion.alignment.aligner import style_aligned
+from context_diffusion.alignment.trajectory import Trajectory
+from context_diffusion.from_scratch.style_aligned import TextbookSettings, textbook
 
 SHIFT = math.log(2)
 TINY_SDXL = {

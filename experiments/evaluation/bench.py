@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from context_diffusion.checkpoints import DEFAULT, MODELS, find_model, load_pipeline
-from context_diffusion.context import ContextDiffusion
+from context_diffusion.checkpoints import DEFAULT, MODELS, find_model
+from context_diffusion.context.model import ContextDiffusion
 from context_diffusion.control import DepthEstimator
 from context_diffusion.encoders import TransformersEncoder, load_encoder
+from context_diffusion.pipelines import load_pipeline
+from context_diffusion.scenes.judge import Judge
 
 from .drawing import STEPS, Order, draw
-from .judge import Judge
 
 
 class Bench:

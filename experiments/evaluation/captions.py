@@ -9,8 +9,8 @@ from context_diffusion.metrics import estimate_mean, estimate_rate
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Rendering, labels
 from context_diffusion.scenes.vocabulary import PLACES, SUN, SYNONYMS
 
+from .accuracy import accuracy
 from .bench import Bench
-from .judge import accuracy
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import sample

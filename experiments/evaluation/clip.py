@@ -4,8 +4,8 @@ from context_diffusion.metrics import reference_scores
 from context_diffusion.scenes import OBJECTS, STYLES, labels
 from context_diffusion.scenes.vocabulary import article
 
+from .accuracy import accuracy
 from .bench import Bench
-from .judge import accuracy
 from .report import Report
 from .unseen import sample
 

@@ -14,15 +14,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from context_diffusion.conditioning import HIDDEN, TokenContexts
-from context_diffusion.context import ContextDiffusion
+from context_diffusion.context.contexts import HIDDEN, TokenContexts
+from context_diffusion.context.model import ContextDiffusion
 from context_diffusion.metrics import Estimate, Palette, palette_distances, palette_of
 from context_diffusion.metrics.estimates import estimate_from_influence
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering
 
+from .accuracy import accuracy
 from .bench import Bench
 from .drawing import Order
-from .judge import accuracy
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import CONTEXT, OTHERS, content, unseen, unseen_group

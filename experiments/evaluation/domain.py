@@ -13,9 +13,9 @@ from context_diffusion.images import load_image, resize
 from context_diffusion.metrics import edge_f1
 from context_diffusion.scenes import SIZE, STYLES
 
+from .accuracy import accuracy
 from .bench import Bench
 from .drawing import Order
-from .judge import accuracy
 from .layout import THRESHOLDS
 from .report import Report
 from .sheets import labelled_sheet

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from context_diffusion.arguments import Request, check_request
-from context_diffusion.checkpoints import as_pipeline
-from context_diffusion.conditioning import HeldColour
-from context_diffusion.context import ContextDiffusion
+from context_diffusion.context.contexts import HeldColour
+from context_diffusion.context.model import ContextDiffusion
+from context_diffusion.context.request import Request, check_request
 from context_diffusion.metrics.inputs import batched
+from context_diffusion.pipelines import as_pipeline
 
 STEPS = 25
 

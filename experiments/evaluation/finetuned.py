@@ -25,9 +25,9 @@ from context_diffusion.metrics import (
 from context_diffusion.scenes import OBJECTS, SIZE, Rendering, Scene, Style, render
 from context_diffusion.scenes.vocabulary import article
 
+from .accuracy import accuracy
 from .bench import Bench
 from .drawing import Order
-from .judge import accuracy
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import FINETUNED, seed_of
@@ -56,7 +56,7 @@ def flat_scenes(first: int, objects: Sequence[str]) -> list[Rendering]:
 
 def run(bench: Bench) -> Report:
     """Train a LoRA, draw every object before and after, and score both."""
-    from ..training.finetune import finetune
+    from context_diffusion.finetune import finetune
 
     lessons, seeds = flat_scenes(0, TRAINED_ON * bench.count(4, 1)), range(bench.count(4, 1))
     real = [load_image(linocut(one)) for one in flat_scenes(1000, OBJECTS * 4)]

@@ -21,9 +21,9 @@ from context_diffusion.metrics import estimate_difference, estimate_mean, estima
 from context_diffusion.scenes import OBJECTS, STYLES
 
 from ..training.speech_data import HELD_OUT, RATE, UNSEEN, Utterance, say
+from .accuracy import accuracy
 from .bench import Bench
 from .drawing import Order
-from .judge import accuracy
 from .photograph import photographed
 from .report import Report
 from .sheets import labelled_sheet

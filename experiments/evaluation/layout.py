@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from context_diffusion.context import ContextDiffusion
+from context_diffusion.context.model import ContextDiffusion
 from context_diffusion.metrics import depth_rank_correlations, edge_f1_scores, estimate_difference, estimate_mean
 from context_diffusion.scenes import STYLES, Rendering, caption, render
 

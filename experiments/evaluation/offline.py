@@ -1,8 +1,8 @@
 """Score the offline models, print a table, and write every number and picture to figures/offline/.
 
-python -m context_diffusion.evaluation.offline                        all protocols, some ten minutes on two cores
-python -m context_diffusion.evaluation.offline --only text,context    some of them
-python -m context_diffusion.evaluation.offline --quick                the least that proves they run, not to be quoted
+python -m experiments.evaluation.offline                        all protocols, some ten minutes on two cores
+python -m experiments.evaluation.offline --only text,context    some of them
+python -m experiments.evaluation.offline --quick                the least that proves they run, not to be quoted
 """
 
 import argparse
@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from context_diffusion.paths import ROOT
+from context_diffusion.files import ROOT
 
 PROTOCOLS = (
     "reconstruction", "clip", "text", "layout", "context", "domain", "finetuned", "captions", "music", "speech",
     "fusion", "speed",
 )  # fmt: skip
-COMMAND = "python -m context_diffusion.evaluation.offline"
+COMMAND = "python -m experiments.evaluation.offline"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """The scores that a protocol of the papers recorded, read back: a grid of sets by seeds under every setting.
 
 ``figures/evaluation/<protocol>-units.csv`` has one line for each unit (setting, index of the set, seed) with the mean
-of each score over the unit's pictures, as ``python -m context_diffusion.evaluation.papers`` writes it.
+of each score over the unit's pictures, as ``python -m experiments.evaluation.papers`` writes it.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from context_diffusion.paths import ROOT
+from context_diffusion.files import ROOT
 
 EVALUATION = ROOT / "figures" / "evaluation"
 
@@ -28,7 +28,7 @@ def recorded_scores(
     path = Path(folder) / f"{protocol}-units.csv"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.name} is not there; `python -m context_diffusion.evaluation.papers {protocol}` writes it."
+            f"{path.name} is not there; `python -m experiments.evaluation.papers {protocol}` writes it."
         )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from context_diffusion.files import written_whole
 from context_diffusion.metrics import Estimate
-from context_diffusion.paths import written_whole
 
 from .sheets import save_sheet
 

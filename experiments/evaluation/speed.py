@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_diffusion.cli import DEMO_CONTEXTS, DEMO_PROMPT, DEMO_QUERY
+from context_diffusion.files import ROOT
 from context_diffusion.images import load_image
 from context_diffusion.metrics import estimate_mean
-from context_diffusion.paths import ROOT
 
 from .bench import Bench
 from .report import Report

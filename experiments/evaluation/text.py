@@ -8,9 +8,9 @@ from PIL import Image
 from context_diffusion.images import image_grid
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
 
+from .accuracy import accuracy
 from .bench import Bench
 from .drawing import Order
-from .judge import accuracy
 from .reconstruction import originals_and_decoded
 from .report import Report
 from .sheets import labelled_sheet

@@ -1,6 +1,6 @@
 """Train the captioner: a small BLIP that says what a scene shows (Li et al. 2022, its captioning loss alone).
 
-    python -m context_diffusion.training.captioner
+    python -m experiments.training.captioner
 
 Its vision tower starts as that of the offline CLIP, as BLIP's starts from a trained ViT: 64x64 pixels in patches of 8,
 dynamically normalized. A causal decoder over the world's own words learns to write the whole sentence, "a boat among
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPModel
 
 from context_diffusion.checkpoints import load_part
+from context_diffusion.files import TINY_FUSION, TINY_SCENES
 from context_diffusion.images import dynamic_normalization
-from context_diffusion.paths import TINY_FUSION, TINY_SCENES
 from context_diffusion.scenes import Scene, TinyScenes, caption, words
 from context_diffusion.scenes.dataset import GROUP
 

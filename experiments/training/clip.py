@@ -1,25 +1,24 @@
 """Train the CLIP model whose towers are the text encoder and the context encoder (Radford et al. 2021).
 
-    python -m context_diffusion.training.clip
+    python -m experiments.training.clip
 
 Pictures are cropped a little, mirrored or not, dynamically normalized, 64x64. Each step contrasts a picture with its
 whole caption and with a part of it (the object alone, or the style alone); pictures whose texts are equal share the
 target.
 """
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.images import dynamic_normalization
-from context_diffusion.paths import TINY_SCENES
 from context_diffusion.scenes import OBJECTS, STYLES
+from context_diffusion.scenes.judge import shrink
 from context_diffusion.scenes.vocabulary import SYNONYMS, article
 
 from .data import crops, pictures
-from .loop import Recipe, load_weights, save_half, train
+from .loop import Recipe, train
 from .tokenizer import new_tokenizer, token_ids
 
 SIDE = 64
@@ -32,11 +31,6 @@ def new_clip(tokenizer) -> CLIPModel:
     text = {**common, **ids, "vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": 32}
     vision = {**common, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
-
-
-def shrink(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """uint8 (n, 128, 128, 3) to (n, side, side, 3) by averaging."""
-    return np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pixels])
 
 
 def normalize(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

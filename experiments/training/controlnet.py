@@ -1,7 +1,7 @@
 """Train a ControlNet (Zhang et al. 2023) on a copy of the U-Net's encoder; the U-Net itself stays as it is.
 
-    python -m context_diffusion.training.controlnet --kind canny
-    python -m context_diffusion.training.controlnet --kind depth
+    python -m experiments.training.controlnet --kind canny
+    python -m experiments.training.controlnet --kind depth
 
 The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (half of them
 flat, a fifth line art, the others any) whose edges are found as at sampling; for depth it is the exact depth. Only the
@@ -16,9 +16,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from tqdm.auto import tqdm
 
+from context_diffusion.context.projector import ContextProjector
 from context_diffusion.control import canny_map
-from context_diffusion.paths import TINY_SCENES, written_whole
-from context_diffusion.projector import ContextProjector
+from context_diffusion.files import TINY_SCENES, written_whole
 from context_diffusion.scenes import Scene, Style, render
 from context_diffusion.scenes.dataset import GROUP
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from context_diffusion.paths import ROOT, written_whole
+from context_diffusion.files import ROOT, written_whole
 from context_diffusion.scenes import TinyScenes, labels
 from context_diffusion.scenes.dataset import GROUP
 

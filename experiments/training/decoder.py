@@ -1,6 +1,6 @@
 """Go on training the decoder alone: the encoder, and so every latent, stays as it is.
 
-    python -m context_diffusion.training.decoder
+    python -m experiments.training.decoder
 
 As Stable Diffusion's ft-MSE decoders: mostly squared error, because that is what PSNR measures. It can run at any time
 after ``vae``, also beside or after the U-Net, which never sees the decoder.
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from context_diffusion.paths import TINY_SCENES
+from context_diffusion.files import TINY_SCENES
 
 from .data import pictures
 from .loop import Recipe, publish_pretrained, train

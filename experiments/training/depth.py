@@ -1,6 +1,6 @@
 """Train the offline depth estimator on the world's exact depth.
 
-    python -m context_diffusion.training.depth
+    python -m experiments.training.depth
 
 A small ``DPTForDepthEstimation`` (Ranftl et al. 2021) on 64-pixel pictures; nearness in [0, 1], 1 is nearest. Contrast,
 colour and mirror are varied so that it reads shape rather than palette.

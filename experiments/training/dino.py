@@ -1,6 +1,6 @@
 """Train the offline DINO: a small vision transformer without labels (Caron et al. 2021).
 
-    python -m context_diffusion.training.dino
+    python -m experiments.training.dino
 
 Student and teacher share an architecture; the teacher is the student's moving average. Two global crops (teacher and
 student) and two local crops (student) of a picture must get the same distribution over prototypes; centring and

@@ -9,10 +9,11 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from context_diffusion.paths import TINY_SCENES, written_whole
-from context_diffusion.projector import ContextProjector
+from context_diffusion.context.projector import ContextProjector
+from context_diffusion.files import TINY_SCENES, written_whole
+from context_diffusion.scenes.judge import shrink
 
-from .clip import normalize, shrink
+from .clip import normalize
 from .data import CACHE, pictures, to_tensor
 from .loop import bf16_pays, device
 from .tokenizer import token_ids

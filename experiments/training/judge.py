@@ -1,6 +1,6 @@
 """Train the judge: a small classifier of object, background and style that scores generated pictures.
 
-    python -m context_diffusion.training.judge
+    python -m experiments.training.judge
 
 It is trained on real scenes only, apart from CLIP and from the U-Net, with blurs and noise as augmentation so that a
 slightly soft picture is not held against its content. Its accuracy on unseen scenes is printed at the end.
@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, TinyScenes
+from context_diffusion.scenes import TinyScenes
+from context_diffusion.scenes.judge import HEADS, shrink, split
 
-from .clip import shrink
 from .data import pictures
 from .loop import Recipe, device, load_published, publish_pretrained, train
-
-HEADS = {"object": OBJECTS, "background": BACKGROUNDS, "style": STYLES}
 
 
 def new_judge() -> ResNetForImageClassification:
@@ -32,11 +30,6 @@ def new_judge() -> ResNetForImageClassification:
     )
     config.downsample_in_first_stage = False
     return ResNetForImageClassification(config).to(memory_format=torch.channels_last)
-
-
-def split(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The logits of each head."""
-    return dict(zip(HEADS, logits.split([len(group) for group in HEADS.values()], dim=-1), strict=True))
 
 
 def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from context_diffusion.paths import ROOT, written_whole
+from context_diffusion.files import ROOT, written_whole
 
 from .draws import Draws
 from .optimizers import new_optimizers

@@ -1,6 +1,6 @@
 """Train the small CLAP that hears mood and genre (Wu et al. 2023): pieces of music and words in one space.
 
-    python -m context_diffusion.training.music
+    python -m experiments.training.music
 
 The audio tower is HTSAT (Chen et al. 2022) over 128 mel bins and 126 frames of 40 ms, five seconds; the text tower is a
 RoBERTa of one layer over the words that captions of music use. Each step contrasts a piece with a caption in some
@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
+from context_diffusion.files import ROOT, TINY_FUSION, written_whole
 from context_diffusion.melodies import GENRES, MOODS, RATE, Piece, describe, render, words
 from context_diffusion.melodies.vocabulary import GENRE_WORDS, MOOD_WORDS, article
-from context_diffusion.paths import ROOT, TINY_FUSION, written_whole
 
 from .captioner import SPECIAL
 from .loop import Recipe, load_published, publish_pretrained, train

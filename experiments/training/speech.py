@@ -1,6 +1,6 @@
 """Train the transcriber: a small Whisper (Radford et al. 2023) that hears the offline world's words.
 
-    python -m context_diffusion.training.speech        # needs espeak-ng, which says the sentences
+    python -m experiments.training.speech        # needs espeak-ng, which says the sentences
 
 Log-mel features every 25 ms, an encoder at 20 Hz, a decoder with one token for each word. From nothing, attention takes
 long to find which sound belongs to which word; so the encoder alone is made to say the words in their order too, by
@@ -28,7 +28,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from context_diffusion.paths import TINY_FUSION
+from context_diffusion.files import TINY_FUSION
 from context_diffusion.scenes import words
 
 from .loop import Recipe, device, load_published, publish_pretrained, train

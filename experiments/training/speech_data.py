@@ -1,6 +1,6 @@
 """Spoken captions: sentences of the offline world said by espeak-ng in many voices, cached; noise; the examples.
 
-    python -m context_diffusion.training.speech_data --examples        # -> data/audio/
+    python -m experiments.training.speech_data --examples        # -> data/audio/
 
 espeak-ng (GPL-3.0, the Debian package of that name) is a program that training and scoring call; using the models
 needs none of it. A voice is an accent and a variant of the larynx, "en-us+f3". The variants of :data:`UNSEEN` are
@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm.auto import tqdm
 
+from context_diffusion.files import DATA, ROOT, written_whole
 from context_diffusion.fusion.sound import resampled
-from context_diffusion.paths import DATA, ROOT, written_whole
 from context_diffusion.scenes import PALETTE_FAMILIES, STYLES, Scene, Style, caption, words
 from context_diffusion.scenes.vocabulary import OBJECTS, PLACES, SUN, SYNONYMS, article
 

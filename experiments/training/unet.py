@@ -22,8 +22,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from context_diffusion.paths import TINY_SCENES
-from context_diffusion.projector import ContextProjector
+from context_diffusion.context.projector import ContextProjector
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.scenes import BACKGROUNDS, TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 

@@ -1,7 +1,7 @@
 """Train the autoencoder: 128x128 pictures to 16x16 latents and back.
 
-    python -m context_diffusion.training.vae                  # encoder and decoder together
-    python -m context_diffusion.training.decoder              # afterwards: the decoder alone, latents unchanged
+    python -m experiments.training.vae                  # encoder and decoder together
+    python -m experiments.training.decoder              # afterwards: the decoder alone, latents unchanged
 
 Loss: L1 + squared error + 0.2 x L1 of the picture's gradients + 1e-3 x KL per latent dimension (Rombach et al. 2022,
 section 3.1, without the adversarial part), on random 64x64 crops: the network is convolutional.

@@ -1,9 +1,9 @@
 """The papers' protocols: draw, score, and write tables, claims and figures to figures/evaluation/.
 
-python -m context_diffusion.evaluation.papers                                 all protocols on the offline models
-python -m context_diffusion.evaluation.papers style-sets --seeds 3            one of them
-python -m context_diffusion.evaluation.papers style-sets --model sdxl --prompts hundred-styles
-torchrun --nproc-per-node 4 -m context_diffusion.evaluation.papers --model sdxl
+python -m experiments.evaluation.papers                                 all protocols on the offline models
+python -m experiments.evaluation.papers style-sets --seeds 3            one of them
+python -m experiments.evaluation.papers style-sets --model sdxl --prompts hundred-styles
+torchrun --nproc-per-node 4 -m experiments.evaluation.papers --model sdxl
 
 Every picture and score is written to --work as it is made: interrupt it at any time and start it again.
 """
@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from context_diffusion.paths import ROOT, written_whole
+from context_diffusion.files import ROOT, written_whole
 
-COMMAND = "python -m context_diffusion.evaluation.papers"
+COMMAND = "python -m experiments.evaluation.papers"
 NAMES = ("style-sets", "references", "blends", "settings", "control")
 STEPS = {"tiny-scenes": 15}  # every other model: 50
 QUICK = {"style-sets": 8, "references": 4, "blends": 2, "settings": 8, "control": 3}
@@ -103,7 +103,7 @@ def command(name: str, arguments: Sequence[str]) -> str:
     """The command that makes one protocol's record, without the folders, which change nothing in it.
 
     >>> command("blends", ["blends", "settings", "--limit", "2", "--out", "here"])
-    'python -m context_diffusion.evaluation.papers blends --limit 2'
+    'python -m experiments.evaluation.papers blends --limit 2'
     """
     kept, skipped = [name], ("--out", "--work")
     for before, word in zip(["", *arguments], arguments, strict=False):

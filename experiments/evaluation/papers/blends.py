@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from context_diffusion.attention import style_aligned
-from context_diffusion.inversion import ddim_invert
+from context_diffusion.alignment.aligner import style_aligned
+from context_diffusion.alignment.inversion import ddim_invert
 from context_diffusion.metrics import (
     Estimate,
     blend_scores,

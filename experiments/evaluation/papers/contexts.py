@@ -12,7 +12,7 @@ from functools import lru_cache
 from PIL import Image
 
 from context_diffusion.checkpoints import find_model
-from context_diffusion.conditioning import HIDDEN
+from context_diffusion.context.contexts import HIDDEN
 from context_diffusion.metrics import edge_f1_scores, palette_distances, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES
 from context_diffusion.scenes.vocabulary import article

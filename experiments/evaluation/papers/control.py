@@ -14,16 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from context_diffusion.attention import style_aligned
-from context_diffusion.checkpoints import load_pipeline
+from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.control import canny_map, control_image
-from context_diffusion.metrics import (
-    Estimate,
-    depth_rank_correlations,
-    edge_f1_scores,
-    palette_distances,
-    palette_of,
-)
+from context_diffusion.metrics import Estimate, depth_rank_correlations, edge_f1_scores, palette_distances, palette_of
+from context_diffusion.pipelines import load_pipeline
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering
 from context_diffusion.scenes.vocabulary import article
 

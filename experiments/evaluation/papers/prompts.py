@@ -14,8 +14,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from context_diffusion.hints import hint
-from context_diffusion.paths import DATA
+from context_diffusion.checks import hint
+from context_diffusion.files import DATA
 
 FOLDER = DATA / "prompts"
 

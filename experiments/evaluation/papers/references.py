@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from context_diffusion.attention import style_aligned
-from context_diffusion.inversion import ddim_invert
+from context_diffusion.alignment.aligner import style_aligned
+from context_diffusion.alignment.inversion import ddim_invert
+from context_diffusion.alignment.trajectory import Trajectory
 from context_diffusion.metrics import Estimate, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering, render
 from context_diffusion.scenes.vocabulary import article
-from context_diffusion.trajectory import Trajectory
 
 from ..bench import Bench
 from ..report import Report

@@ -23,9 +23,9 @@ from context_diffusion.metrics import (
     text_image_scores,
 )
 from context_diffusion.scenes import OBJECTS, STYLES
+from context_diffusion.scenes.judge import Judge
 
 from ..bench import Bench
-from ..judge import Judge
 
 MIXED = -1  # what is asked of the judge where it knows no class
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from context_diffusion.attention import style_aligned
+from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.scenes import STYLES, render
 
 from ..bench import Bench

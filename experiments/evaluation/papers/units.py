@@ -20,8 +20,8 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 from tqdm.auto import tqdm
 
+from context_diffusion.files import written_whole
 from context_diffusion.metrics import Estimate, estimate_difference, estimate_mean, estimate_rate
-from context_diffusion.paths import written_whole
 
 from ..report import Report
 

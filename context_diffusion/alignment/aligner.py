@@ -5,8 +5,8 @@
 >>> with style_aligned(pipe, references=ddim_invert(pipe, picture)):    # or pictures of your own, inverted before
 ...     pipe(["a house", "a boat", "a rocket"]).images                  # doctest: +SKIP
 
-The equations are in :mod:`context_diffusion.shared_attention`, what is put into the U-Net in
-:mod:`context_diffusion.style_processor`; this file puts it in, and takes it out again.
+The equations are in :mod:`context_diffusion.alignment.equations`, what is put into the U-Net in
+:mod:`context_diffusion.alignment.processors`; this file puts it in, and takes it out again.
 """
 
 import functools
@@ -18,10 +18,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..checks import normalized_weights
 from .blending import BLENDS, blend_trajectories
-from .reference_pass import ReferenceCache, ReferencePass, single_timestep, without_control
-from .shared_attention import Moments, adain, mix_moments, moments, shared_attention
-from .style_processor import (
+from .equations import Moments, adain, mix_moments, moments, shared_attention
+from .processors import (
     SharedGroupNorm,
     Sharing,
     StyleAlignedProcessor,
@@ -30,9 +30,9 @@ from .style_processor import (
     is_style_aligned,
     self_attentions,
 )
-from .style_settings import StyleSettings
+from .reference_pass import ReferenceCache, ReferencePass, single_timestep, without_control
+from .settings import StyleSettings
 from .trajectory import Trajectory
-from .weights import normalized_weights
 
 __all__ = [
     "Moments", "ReferenceCache", "StyleAligner", "StyleSettings", "adain", "is_style_aligned", "mix_moments",

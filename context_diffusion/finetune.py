@@ -1,6 +1,6 @@
 """Teach a model a style it has never seen: LoRA (Hu et al. 2021) on a folder of pictures.
 
-    python -m context_diffusion.training.finetune --images FOLDER --caption "a picture, stained glass style" --out LORA
+    python -m context_diffusion.finetune --images FOLDER --caption "a picture, stained glass style" --out LORA
 
 ``LORA`` is a folder that diffusers loads: ``pipe.load_lora_weights("LORA")``. A picture ``a.png`` may have a caption of
 its own in ``a.txt`` beside it; ``--caption`` is for the others. Interrupt at any time: what was learned is saved.
@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from context_diffusion.checkpoints import DEFAULT, load_pipeline
-from context_diffusion.images import resize, to_tensor
-from context_diffusion.paths import written_whole
+from .checkpoints import DEFAULT
+from .files import written_whole
+from .images import resize, to_tensor
+from .pipelines import load_pipeline
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention layer

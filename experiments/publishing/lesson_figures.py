@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from context_diffusion import save_image
-from context_diffusion.paths import ROOT
+from context_diffusion.files import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 EXECUTED = ROOT / "build" / "notebooks"

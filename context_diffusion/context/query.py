@@ -7,28 +7,14 @@ import torch
 from diffusers import ControlNetModel
 from PIL import Image
 
-from .arguments import Request
-from .checkpoints import Model, find_part, load_part
-from .conditioning import ColourContexts
-from .control import LAYOUTS, DepthEstimator, canny_map, control_image
-from .images import resize
+from ..checkpoints import Model, find_part, load_part
+from ..control import LAYOUTS, DepthEstimator, canny_map, control_image
+from ..images import resize
+from .contexts import ColourContexts
+from .request import Request
 
 STRENGTH = 0.75  # of image-to-image from the query itself
 COLOUR_STRENGTH = 0.9  # of image-to-image from a recoloured query or from averaged contexts
-
-
-class GuidedControlNet(ControlNetModel):
-    """A ControlNet in the branch with the prompt alone, so that guidance amplifies it as it does the prompt.
-
-    Of the two ways in Zhang et al. 2023, section 3.4 ("classifier-free guidance resolution weighting"), the one that
-    adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. diffusers calls that
-    ``guess_mode``, and weakens the upper residuals there down to a tenth; at the small guidance scale of the offline
-    model nothing needs weakening, so here they stay whole.
-    """
-
-    def forward(self, *inputs, guess_mode: bool = False, **named):
-        """As in :class:`diffusers.ControlNetModel`, each residual at its full scale."""
-        return super().forward(*inputs, guess_mode=False, **named)
 
 
 @dataclass(frozen=True)

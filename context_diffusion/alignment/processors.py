@@ -12,16 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .shared_attention import (
-    Features,
-    Moments,
-    Reference,
-    adain,
-    centred_variance,
-    mix_moments,
-    moments,
-    shared_attention,
-)
+from .equations import Features, Moments, Reference, adain, centred_variance, mix_moments, moments, shared_attention
 
 PLAIN = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .style_processor import KeptLayer, ReferenceDone, Sharing
-from .trajectory import Trajectory, alpha_at, conditions
+from ..latents import alpha_at, conditions
+from .processors import KeptLayer, ReferenceDone, Sharing
+from .trajectory import Trajectory
 
 Layers = dict[str, KeptLayer]
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")

@@ -1,7 +1,7 @@
 """The two pictures of the README.
 
-    python -m context_diffusion.evaluation.figures                           # -> figures/world.webp, figures/demo.webp
-    python -m context_diffusion.evaluation.figures world --out build/here    # -> build/here/world.webp
+    python -m experiments.publishing.readme_figures                           # -> figures/world.webp, figures/demo.webp
+    python -m experiments.publishing.readme_figures world --out build/here    # -> build/here/world.webp
 
 Objects, styles and seeds are consecutive; nothing is picked.
 """
@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 
 from context_diffusion.cli import DEMO_CONTEXTS, DEMO_PROMPT, DEMO_QUERY
-from context_diffusion.context import ContextDiffusion
+from context_diffusion.context.model import ContextDiffusion
+from context_diffusion.files import ROOT
 from context_diffusion.images import load_image
-from context_diffusion.paths import ROOT
 from context_diffusion.scenes import OBJECTS, STYLES, Scene, Style, TinyScenes, render
 
-from .sheets import labelled_sheet, save_sheet
+from ..evaluation.sheets import labelled_sheet, save_sheet
 
 SEEDS = 4
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .paths import written_whole
+from ..files import written_whole
 
-FORMAT = "context_diffusion.trajectory/1"
+FORMAT = "context_diffusion.alignment.trajectory/1"
 FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved beside the tensors
 
 
@@ -167,35 +167,6 @@ class Trajectory:
         facts["prompts"] = tuple(facts["prompts"])
         embeddings = {name[11:]: tensors.pop(name) for name in list(tensors) if name.startswith("embeddings.")}
         return Trajectory(**tensors, embeddings=embeddings, **facts)
-
-
-def conditions(
-    embeddings: dict[str, Tensor], branches: Sequence[str], like: Tensor
-) -> tuple[Float[Tensor, "rows tokens width"], dict[str, Tensor] | None]:
-    """Text embeddings and, for SDXL, pooled text and sizes, of the guidance branches one after the other."""
-    unknown = [branch for branch in branches if branch not in embeddings]
-    if unknown:
-        raise ValueError(f"The trajectory has no text embedding for the guidance branch {unknown[0]!r}.")
-    texts, pooled = (
-        torch.cat([embeddings[prefix + branch] for branch in branches]).to(like)
-        if prefix + "cond" in embeddings
-        else None
-        for prefix in ("", "pooled_")
-    )
-    if pooled is None:
-        return texts, None
-    return texts, {"text_embeds": pooled, "time_ids": embeddings["time_ids"].repeat(len(branches), 1).to(like)}
-
-
-def alpha_at(scheduler, timestep: float) -> float:
-    """``alpha_bar`` of a time step; between whole steps the log of the noise-to-signal ratio is interpolated."""
-    products = scheduler.alphas_cumprod
-    low = min(max(math.floor(timestep), 0), len(products) - 1)
-    part, high = timestep - low, min(low + 1, len(products) - 1)
-    if part < 1e-6:
-        return float(products[low])
-    logs = [math.log((1 - float(products[i])) / max(float(products[i]), 1e-12)) for i in (low, high)]
-    return 1 / (1 + math.exp((1 - part) * logs[0] + part * logs[1]))
 
 
 def describe_model(pipe) -> dict:

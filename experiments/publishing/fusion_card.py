@@ -1,11 +1,11 @@
 """Write the model card of ``tiny-fusion`` from the records of its training and of its evaluation.
 
-    python -m context_diffusion.evaluation.fusion_card        # -> data/checkpoints/tiny-fusion/README.md
+    python -m experiments.publishing.fusion_card        # -> data/checkpoints/tiny-fusion/README.md
 
-Run the training scripts and ``python -m context_diffusion.evaluation.offline --only captions,music,speech`` first.
+Run the training scripts and ``python -m experiments.evaluation.offline --only captions,music,speech`` first.
 """
 
-from context_diffusion.paths import ROOT, TINY_FUSION, written_whole
+from context_diffusion.files import ROOT, TINY_FUSION, written_whole
 
 from ..training.speech_data import ACCENTS, COUNT, VARIANTS
 from .card import FUSION_PROTOCOLS, score_table, training_table
@@ -30,7 +30,7 @@ print(cd.ImageSource("data/query/boat.png").describe())
 fused = cd.fuse_prompts([cd.ImageSource("data/query/boat.png"), "neon style"], weights=[1, 2])
 ```
 
-Written by `python -m context_diffusion.evaluation.fusion_card`; all numbers come from `figures/training/` and
+Written by `python -m experiments.publishing.fusion_card`; all numbers come from `figures/training/` and
 `figures/offline/`.
 
 ## Recipe

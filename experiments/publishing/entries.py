@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from context_diffusion.hints import near_names
-from context_diffusion.paths import ROOT
+from context_diffusion.checks import near_names
+from context_diffusion.files import ROOT
 
 MANIFEST = "figures/manifest.toml"
 BYTES = "bytes"

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .arguments import Request
-from .checkpoints import Model, find_part, load_part, not_on_disk
-from .encoders import average_embeddings, vision_inputs
-from .images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
+from ..checkpoints import Model, find_part, load_part, not_on_disk
+from ..encoders import average_embeddings, vision_inputs
+from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
 from .projector import ContextProjector
+from .request import Request
 
 HIDDEN = 0.05  # alpha-bar below which noise hides the mean colour of a picture from the network
 

@@ -1,18 +1,18 @@
 """Write the model card of ``tiny-scenes`` from the records of its training and of its evaluation.
 
-    python -m context_diffusion.evaluation.card        # -> data/checkpoints/tiny-scenes/README.md
+    python -m experiments.publishing.card        # -> data/checkpoints/tiny-scenes/README.md
 
 Every number in the card comes from ``figures/training/*.json`` and ``figures/offline/*.json``; run the training scripts
-and ``python -m context_diffusion.evaluation.offline`` first.
+and ``python -m experiments.evaluation.offline`` first.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from context_diffusion.paths import ROOT, TINY_SCENES, written_whole
+from context_diffusion.files import ROOT, TINY_SCENES, written_whole
 
-from .offline import PROTOCOLS
+from ..evaluation.offline import PROTOCOLS
 
 FUSION_PROTOCOLS = ("captions", "music", "speech", "fusion")  # scores of tiny-fusion, which has a card of its own
 COMPONENTS = {  # record of the run -> folders, class, what it learned from
@@ -40,7 +40,7 @@ model = cd.ContextDiffusion.from_pretrained("tiny-scenes")
 pipe = cd.load_pipeline("tiny-scenes")  # a plain StableDiffusionPipeline
 ```
 
-Written by `python -m context_diffusion.evaluation.card`; all numbers come from the files named below.
+Written by `python -m experiments.publishing.card`; all numbers come from the files named below.
 
 ## Data
 
@@ -66,7 +66,7 @@ with contexts, `ContextDiffusion` holds their mean colour through the first step
 
 ## Scores
 
-`python -m context_diffusion.evaluation.offline` (records and sheets in `figures/offline/`), unseen scenes, consecutive
+`python -m experiments.evaluation.offline` (records and sheets in `figures/offline/`), unseen scenes, consecutive
 seeds, nothing picked; 95 % intervals.
 
 {scores}
@@ -76,7 +76,7 @@ seeds, nothing picked; 95 % intervals.
 - Aims marked "missed" are missed. Edge F1 can reach at most what "really drawn" does, for texture has edges that no
   query has. Most of what lacks to that is in neon, pixel art, blueprint and flat pictures
   (`figures/offline/layout-styles.md`): outlines wobble, for the U-Net is short of training steps. Any model goes on
-  from its published weights with `--warm`, e.g. `python -m context_diffusion.training.unet --warm`.
+  from its published weights with `--warm`, e.g. `python -m experiments.training.unet --warm`.
 - Words outside the world fall to bytes and mean nothing to the model. Prompts longer than about twenty words use
   positions that hardly any training caption reached.
 - The judge sees object and style of real scenes rightly most of the time (its own accuracy is in the table): a score

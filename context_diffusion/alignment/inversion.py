@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .images import ImageLike, resize, to_tensor
-from .trajectory import Trajectory, alpha_at, conditions, describe_model
+from ..images import ImageLike
+from ..latents import alpha_at, conditions
+from .trajectory import Trajectory, describe_model
 
 Latents = Float[Tensor, "references channels height width"]
 
@@ -159,56 +160,9 @@ def noise_predictor(
     return predict
 
 
-def encode_images(pipe, images: Sequence[ImageLike], size: tuple[int, int]) -> Latents:
-    """The mean of the VAE's posterior, scaled for the U-Net; in float32 where the VAE overflows in half precision."""
-    vae, (height, width) = pipe.vae, size
-    pixels = torch.stack([to_tensor(resize(image, (width, height))) for image in images]) * 2 - 1
-    dtype = vae.dtype
-    upcast = dtype == torch.float16 and vae.config.force_upcast
-    try:
-        if upcast:
-            vae.to(torch.float32)
-        latents = vae.encode(pixels.to(pipe._execution_device, vae.dtype)).latent_dist.mode().float()
-    finally:
-        if upcast:
-            vae.to(dtype)
-    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-    if mean is not None and std is not None:
-        shape = (1, -1, 1, 1)
-        latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(std).view(shape)
-    return latents * vae.config.scaling_factor
-
-
-def encode_prompts(
-    pipe, prompts: Sequence[str], negative_prompt: str | None, size: tuple[int, int]
-) -> dict[str, Float[Tensor, "references ..."]]:
-    """The text embeddings of both guidance branches, and SDXL's pooled ones and sizes, on the CPU."""
-    negative = None if negative_prompt is None else [negative_prompt] * len(prompts)
-    arguments = {"prompt": list(prompts), "negative_prompt": negative, "device": pipe._execution_device}
-    encoded = pipe.encode_prompt(**arguments, num_images_per_prompt=1, do_classifier_free_guidance=True)
-    names = ("cond", "uncond", "pooled_cond", "pooled_uncond")[: len(encoded)]
-    embeddings = {name: rows.detach().cpu() for name, rows in zip(names, encoded, strict=True)}
-    if pipe.unet.config.addition_embed_type == "text_time":
-        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)  # original size, crop corner, target size
-        expected = pipe.unet.add_embedding.linear_1.in_features
-        if pipe.unet.config.addition_time_embed_dim * 6 + embeddings["pooled_cond"].shape[-1] != expected:
-            raise ValueError("This U-Net wants an aesthetic score (the SDXL refiner does); invert with the base model.")
-        embeddings["time_ids"] = sizes.repeat(len(prompts), 1)
-    return embeddings
-
-
-def _pixel_size(pipe, height: int | None, width: int | None) -> tuple[int, int]:
-    native, factor = pipe.unet.config.sample_size, pipe.vae_scale_factor
-    rows, columns = (native, native) if isinstance(native, int) else native
-    size = (height or rows * factor, width or columns * factor)
-    if any(side < factor or side % factor for side in size):
-        raise ValueError(f"Height and width are multiples of {factor}, the VAE's factor; got {size[0]} and {size[1]}.")
-    return size
-
-
 def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: int) -> None:
     """Everything that can be wrong with the arguments, before any model runs."""
-    from .style_processor import is_style_aligned
+    from .processors import is_style_aligned
 
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise TypeError(f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")

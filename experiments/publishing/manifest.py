@@ -1,11 +1,11 @@
 """Rebuild the figures whose inputs changed, or check that every figure still comes out as it is in the repository.
 
-python -m context_diffusion.evaluation.manifest                     what changed is rebuilt (`make figures`)
-python -m context_diffusion.evaluation.manifest lessons demo        of these, what changed
-python -m context_diffusion.evaluation.manifest --all               everything, changed or not
-python -m context_diffusion.evaluation.manifest --check             into build/figures/, and compared with what is there
-python -m context_diffusion.evaluation.manifest --accept            takes the committed pictures as they are
-python -m context_diffusion.evaluation.manifest --list              a table of all figures, in Markdown
+python -m experiments.publishing.manifest                     what changed is rebuilt (`make figures`)
+python -m experiments.publishing.manifest lessons demo        of these, what changed
+python -m experiments.publishing.manifest --all               everything, changed or not
+python -m experiments.publishing.manifest --check             into build/figures/, and compared with what is there
+python -m experiments.publishing.manifest --accept            takes the committed pictures as they are
+python -m experiments.publishing.manifest --list              a table of all figures, in Markdown
 
 `figures/manifest.toml` lists the figures; `figures/manifest.lock.json` keeps a digest of what each was made from. Stop
 it at any time: what was finished is kept. Exit status 1 where a command fails or a picture is outside its tolerance.
@@ -25,13 +25,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from context_diffusion.files import ROOT, written_whole
 from context_diffusion.images import load_image
-from context_diffusion.paths import ROOT, written_whole
 
 from .entries import Figure, choose, input_files, read_manifest
 
 LOCK = "figures/manifest.lock.json"
-COMMAND = "python -m context_diffusion.evaluation.manifest"
+COMMAND = "python -m experiments.publishing.manifest"
 SNIFFED = 8000  # bytes in which git looks for a zero, too
 
 

@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from .arguments import Request, as_text, check_request
-from .checkpoints import DEFAULT, Model, as_pipeline, find_model, find_part, load_pipeline, place
-from .conditioning import AdapterContexts, ColourContexts, TokenContexts
-from .fusion import FusedPrompt, Source
-from .images import ImageLike, resize
-from .layout import Layouts, Plan
+from ..checkpoints import DEFAULT, Model, find_model, find_part
+from ..fusion import FusedPrompt, Source
+from ..images import ImageLike, resize
+from ..pipelines import as_pipeline, load_pipeline, place
+from .contexts import AdapterContexts, ColourContexts, TokenContexts
+from .query import Layouts, Plan
+from .request import Request, as_text, check_request
 
 Layout = Literal["canny", "depth", "img2img"]
 

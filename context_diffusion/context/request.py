@@ -1,6 +1,5 @@
 """Checking what a caller asks for before any work starts, and one seed for each image."""
 
-import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -10,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoints import DEFAULT, Model
-from .fusion import FusedPrompt, Source, fuse_prompts
-from .images import load_image
-from .weights import normalized_weights
+from ..checkpoints import DEFAULT, Model
+from ..checks import normalized_weights
+from ..fusion import FusedPrompt, Source, fuse_prompts
+from ..images import load_image
 
 
 @dataclass(frozen=True)
@@ -98,41 +97,6 @@ def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -
     sources = [prompt] if isinstance(prompt, Source) else list(prompt)
     order = "sentence" if model.name == DEFAULT else "importance"
     return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=order).text if sources else ""
-
-
-def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:
-    """Take the size a pipeline was trained for, or the one asked for if its VAE can halve it."""
-    trained = pipe.unet.config.sample_size
-    trained = trained if isinstance(trained, int) else trained[0]
-    size = tuple(trained * pipe.vae_scale_factor if side is None else side for side in (width, height))
-    check_size(*size, multiple=math.lcm(8, pipe.vae_scale_factor))
-    return size
-
-
-def check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
-    """Return ``value`` if it is finite and in [low, high]; else say what the range is."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number, not {value!r}.")
-    if not math.isfinite(value) or not low <= value <= high:
-        wanted = f"between {low:g} and {high:g}" if high < math.inf else f"at least {low:g}"
-        raise ValueError(f"{name} must be finite and {wanted}; got {value}.")
-    return value
-
-
-def check_count(name: str, value: int, high: float = math.inf) -> int:
-    """Return ``value`` if it is a whole number of at least 1 and at most ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}.")
-    return int(check_number(name, value, 1, high))
-
-
-def check_size(width: int, height: int, multiple: int) -> None:
-    """Refuse a picture size that the VAE cannot halve down to whole latents."""
-    for name, side in (("width", width), ("height", height)):
-        check_count(name, side)
-        if side % multiple:
-            near = max(multiple, round(side / multiple) * multiple)
-            raise ValueError(f"{name} must be a multiple of {multiple} (the VAE halves it); got {side}, take {near}.")
 
 
 def image_seeds(seed: int | None, generator: torch.Generator | Sequence | None, count: int) -> list[int | None]:

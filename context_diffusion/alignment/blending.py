@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import normalized_weights
 from .inversion import ddim_invert
 from .trajectory import Trajectory
-from .weights import normalized_weights
 
 TOLERANCE = 1e-6  # two directions closer than this to opposite, or a mean closer to zero, have no shortest arc
 

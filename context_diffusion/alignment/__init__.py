@@ -1,0 +1,16 @@
+"""StyleAligned and its kin: pictures that agree in style because they attend to a reference while they are drawn."""
+
+from .aligner import StyleAligner, style_aligned
+from .blending import BLENDS, blend_trajectories, linear, slerp, weighted_slerp
+from .equations import Moments, Reference, adain, mix_moments, moments, shared_attention
+from .inversion import ddim_invert
+from .processors import choose_layers, is_style_aligned, self_attentions
+from .reference_pass import ReferenceCache
+from .settings import StyleSettings
+from .trajectory import Trajectory
+
+__all__ = [
+    "BLENDS", "Moments", "Reference", "ReferenceCache", "StyleAligner", "StyleSettings", "Trajectory", "adain",
+    "blend_trajectories", "choose_layers", "ddim_invert", "is_style_aligned", "linear", "mix_moments", "moments",
+    "self_attentions", "shared_attention", "slerp", "style_aligned", "weighted_slerp",
+]  # fmt: skip

@@ -1,0 +1,8 @@
+"""Context Diffusion: the layout of a query image, the style of context images, the meaning of a prompt."""
+
+from .contexts import AdapterContexts, ColourContexts, TokenContexts
+from .model import ContextDiffusion
+from .projector import ContextProjector
+from .request import Request
+
+__all__ = ["AdapterContexts", "ColourContexts", "ContextDiffusion", "ContextProjector", "Request", "TokenContexts"]

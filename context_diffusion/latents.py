@@ -1,0 +1,98 @@
+"""Pixels, prompts and noise levels as a pipeline's networks see them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .checks import check_size
+from .images import ImageLike, resize, to_tensor
+
+Latents = Float[Tensor, "images channels height width"]
+
+
+def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:
+    """Take the size a pipeline was trained for, or the one asked for if its VAE can halve it."""
+    trained = pipe.unet.config.sample_size
+    trained = trained if isinstance(trained, int) else trained[0]
+    size = tuple(trained * pipe.vae_scale_factor if side is None else side for side in (width, height))
+    check_size(*size, multiple=math.lcm(8, pipe.vae_scale_factor))
+    return size
+
+
+def encode_images(pipe, images: Sequence[ImageLike], size: tuple[int, int]) -> Latents:
+    """The mean of the VAE's posterior, scaled for the U-Net; in float32 where the VAE overflows in half precision."""
+    vae, (height, width) = pipe.vae, size
+    pixels = torch.stack([to_tensor(resize(image, (width, height))) for image in images]) * 2 - 1
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and vae.config.force_upcast
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        latents = vae.encode(pixels.to(pipe._execution_device, vae.dtype)).latent_dist.mode().float()
+    finally:
+        if upcast:
+            vae.to(dtype)
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is not None and std is not None:
+        shape = (1, -1, 1, 1)
+        latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(std).view(shape)
+    return latents * vae.config.scaling_factor
+
+
+def encode_prompts(
+    pipe, prompts: Sequence[str], negative_prompt: str | None, size: tuple[int, int]
+) -> dict[str, Float[Tensor, "references ..."]]:
+    """The text embeddings of both guidance branches, and SDXL's pooled ones and sizes, on the CPU."""
+    negative = None if negative_prompt is None else [negative_prompt] * len(prompts)
+    arguments = {"prompt": list(prompts), "negative_prompt": negative, "device": pipe._execution_device}
+    encoded = pipe.encode_prompt(**arguments, num_images_per_prompt=1, do_classifier_free_guidance=True)
+    names = ("cond", "uncond", "pooled_cond", "pooled_uncond")[: len(encoded)]
+    embeddings = {name: rows.detach().cpu() for name, rows in zip(names, encoded, strict=True)}
+    if pipe.unet.config.addition_embed_type == "text_time":
+        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)  # original size, crop corner, target size
+        expected = pipe.unet.add_embedding.linear_1.in_features
+        if pipe.unet.config.addition_time_embed_dim * 6 + embeddings["pooled_cond"].shape[-1] != expected:
+            raise ValueError("This U-Net wants an aesthetic score (the SDXL refiner does); invert with the base model.")
+        embeddings["time_ids"] = sizes.repeat(len(prompts), 1)
+    return embeddings
+
+
+def conditions(
+    embeddings: dict[str, Tensor], branches: Sequence[str], like: Tensor
+) -> tuple[Float[Tensor, "rows tokens width"], dict[str, Tensor] | None]:
+    """Text embeddings and, for SDXL, pooled text and sizes, of the guidance branches one after the other."""
+    unknown = [branch for branch in branches if branch not in embeddings]
+    if unknown:
+        raise ValueError(f"The trajectory has no text embedding for the guidance branch {unknown[0]!r}.")
+    texts, pooled = (
+        torch.cat([embeddings[prefix + branch] for branch in branches]).to(like)
+        if prefix + "cond" in embeddings
+        else None
+        for prefix in ("", "pooled_")
+    )
+    if pooled is None:
+        return texts, None
+    return texts, {"text_embeds": pooled, "time_ids": embeddings["time_ids"].repeat(len(branches), 1).to(like)}
+
+
+def alpha_at(scheduler, timestep: float) -> float:
+    """``alpha_bar`` of a time step; between whole steps the log of the noise-to-signal ratio is interpolated."""
+    products = scheduler.alphas_cumprod
+    low = min(max(math.floor(timestep), 0), len(products) - 1)
+    part, high = timestep - low, min(low + 1, len(products) - 1)
+    if part < 1e-6:
+        return float(products[low])
+    logs = [math.log((1 - float(products[i])) / max(float(products[i]), 1e-12)) for i in (low, high)]
+    return 1 / (1 + math.exp((1 - part) * logs[0] + part * logs[1]))
+
+
+def _pixel_size(pipe, height: int | None, width: int | None) -> tuple[int, int]:
+    native, factor = pipe.unet.config.sample_size, pipe.vae_scale_factor
+    rows, columns = (native, native) if isinstance(native, int) else native
+    size = (height or rows * factor, width or columns * factor)
+    if any(side < factor or side % factor for side in size):
+        raise ValueError(f"Height and width are multiples of {factor}, the VAE's factor; got {size[0]} and {size[1]}.")
+    return size
