@@ -11,15 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from .checks import hint
 from .files import TINY_SCENES
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT = "tiny-scenes"
 

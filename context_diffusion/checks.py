@@ -1,4 +1,4 @@
-"""Checks that every public function shares: numbers, counts, sizes, weights, and what an unknown name was meant to be."""
+"""Checks that public functions share: numbers, counts, sizes, weights, and what an unknown name was meant to be."""
 
 import difflib
 import math

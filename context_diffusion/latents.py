@@ -22,10 +22,15 @@ def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]
     return size
 
 
-def encode_images(pipe, images: Sequence[ImageLike], size: tuple[int, int]) -> Latents:
-    """The mean of the VAE's posterior, scaled for the U-Net; in float32 where the VAE overflows in half precision."""
-    vae, (height, width) = pipe.vae, size
-    pixels = torch.stack([to_tensor(resize(image, (width, height))) for image in images]) * 2 - 1
+def encode_images(pipe, images: Sequence[ImageLike], width: int | None = None, height: int | None = None) -> Latents:
+    """The latents of pictures, as the U-Net sees them: the mean of the VAE's posterior, shifted and scaled.
+
+    Each picture is cropped to ``width`` x ``height``, by default the size that the pipeline was trained for. The VAE runs
+    in float32 where it overflows in half precision (``force_upcast``). Raises ``ValueError`` for sizes that the VAE
+    cannot halve.
+    """
+    vae, size = pipe.vae, picture_size(pipe, width, height)
+    pixels = torch.stack([to_tensor(resize(image, size)) for image in images]) * 2 - 1
     dtype = vae.dtype
     upcast = dtype == torch.float16 and vae.config.force_upcast
     try:
@@ -43,7 +48,7 @@ def encode_images(pipe, images: Sequence[ImageLike], size: tuple[int, int]) -> L
 
 
 def encode_prompts(
-    pipe, prompts: Sequence[str], negative_prompt: str | None, size: tuple[int, int]
+    pipe, prompts: Sequence[str], negative_prompt: str | None, width: int, height: int
 ) -> dict[str, Float[Tensor, "references ..."]]:
     """The text embeddings of both guidance branches, and SDXL's pooled ones and sizes, on the CPU."""
     negative = None if negative_prompt is None else [negative_prompt] * len(prompts)
@@ -52,7 +57,9 @@ def encode_prompts(
     names = ("cond", "uncond", "pooled_cond", "pooled_uncond")[: len(encoded)]
     embeddings = {name: rows.detach().cpu() for name, rows in zip(names, encoded, strict=True)}
     if pipe.unet.config.addition_embed_type == "text_time":
-        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)  # original size, crop corner, target size
+        sizes = torch.tensor(
+            [[height, width, 0, 0, height, width]], dtype=torch.float32
+        )  # original size, crop corner, target size
         expected = pipe.unet.add_embedding.linear_1.in_features
         if pipe.unet.config.addition_time_embed_dim * 6 + embeddings["pooled_cond"].shape[-1] != expected:
             raise ValueError("This U-Net wants an aesthetic score (the SDXL refiner does); invert with the base model.")
@@ -87,12 +94,3 @@ def alpha_at(scheduler, timestep: float) -> float:
         return float(products[low])
     logs = [math.log((1 - float(products[i])) / max(float(products[i]), 1e-12)) for i in (low, high)]
     return 1 / (1 + math.exp((1 - part) * logs[0] + part * logs[1]))
-
-
-def _pixel_size(pipe, height: int | None, width: int | None) -> tuple[int, int]:
-    native, factor = pipe.unet.config.sample_size, pipe.vae_scale_factor
-    rows, columns = (native, native) if isinstance(native, int) else native
-    size = (height or rows * factor, width or columns * factor)
-    if any(side < factor or side % factor for side in size):
-        raise ValueError(f"Height and width are multiples of {factor}, the VAE's factor; got {size[0]} and {size[1]}.")
-    return size

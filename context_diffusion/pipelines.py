@@ -1,4 +1,4 @@
-"""Building and placing diffusers pipelines: the one file that knows their classes and which ControlNet a model takes."""
+"""Building and placing diffusers pipelines: the one file that knows their classes and the kinds of ControlNet."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,8 +1,6 @@
 """``style_aligned`` on tiny pipelines: equal to the textbook, and its invariants."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +9,7 @@ from tiny import tiny_sd15, tiny_sdxl
 
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.trajectory import Trajectory
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from textbook_style_aligned import TextbookSettings, textbook
+from context_diffusion.from_scratch.style_aligned import TextbookSettings, textbook
 
 SETTINGS = {
     "default": {},

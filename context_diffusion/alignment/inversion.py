@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..images import ImageLike
-from ..latents import alpha_at, conditions
+from ..latents import alpha_at, conditions, encode_images, encode_prompts
 from .trajectory import Trajectory, describe_model
 
 Latents = Float[Tensor, "references channels height width"]
@@ -56,16 +56,15 @@ def ddim_invert(
     _check(pipe, image, latents, num_inference_steps, guidance_scale, fixed_point_iterations)
     levels = noise_levels(pipe.scheduler, num_inference_steps)
     if latents is None:
-        size = _pixel_size(pipe, height, width)
-        latents = encode_images(pipe, image if isinstance(image, list | tuple) else [image], size)
+        latents = encode_images(pipe, image if isinstance(image, list | tuple) else [image], width, height)
     latents = latents if latents.ndim == 4 else latents[None]
     latents = latents.to(pipe._execution_device, torch.float32)
-    size = (latents.shape[-2] * pipe.vae_scale_factor, latents.shape[-1] * pipe.vae_scale_factor)
+    rows, columns = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
     prompts = (prompt,) * len(latents) if isinstance(prompt, str) else tuple(prompt)
     if len(prompts) != len(latents):
         raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {len(latents)}.")
 
-    embeddings = encode_prompts(pipe, prompts, negative_prompt, size)
+    embeddings = encode_prompts(pipe, prompts, negative_prompt, columns, rows)
     predict = noise_predictor(pipe, embeddings, guidance_scale)
     with pipe.progress_bar(total=len(levels.timesteps)) as progress:
         found = invert_latents(predict, latents, levels, fixed_point_iterations, on_step=progress.update)

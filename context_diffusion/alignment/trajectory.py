@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..files import written_whole
+from ..latents import alpha_at
 
-FORMAT = "context_diffusion.alignment.trajectory/1"
+FORMAT = "context_diffusion.trajectory/1"
 FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved beside the tensors
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from ..checkpoints import Model, find_part, load_part
 from ..control import LAYOUTS, DepthEstimator, canny_map, control_image
 from ..images import resize
+from ..pipelines import GuidedControlNet
 from .contexts import ColourContexts
 from .request import Request
 

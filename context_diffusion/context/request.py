@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ..checkpoints import DEFAULT, Model
-from ..checks import normalized_weights
+from ..checks import check_count, check_number, normalized_weights
 from ..fusion import FusedPrompt, Source, fuse_prompts
 from ..images import load_image
+from ..latents import picture_size
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Throughput of the metrics on 1,000 pictures against the loop one would write first, in one run.
 
-    python benchmarks/metrics.py [--images 1000]
+    python -m experiments.benchmarks.metrics [--images 1000]
 
 Both sides of a line do the same arithmetic on the same pictures, one after the other in this process, and their values
 are printed: a ratio of two different answers would mean nothing. The network is a ViT of the offline models' size with

@@ -1,8 +1,8 @@
 """Execute lessons and keep the picture that each one opens with.
 
-    python -m benchmarks.lesson_figures                         # all of them
-    python -m benchmarks.lesson_figures 01 09                   # some, by number
-    python -m benchmarks.lesson_figures 01 --out build/here     # the picture to another folder
+    python -m experiments.publishing.lesson_figures                         # all of them
+    python -m experiments.publishing.lesson_figures 01 09                   # some, by number
+    python -m experiments.publishing.lesson_figures 01 --out build/here     # the picture to another folder
 
 A lesson's first cell links its opening picture, ``![...](../figures/....webp)``; the code cell that draws it carries
 the tag ``figure``. With better weights in place, running this again brings the pages up to date. The executed

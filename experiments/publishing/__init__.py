@@ -1,0 +1,1 @@
+"""Figures by their manifest, cards, and the step from build/ to data/checkpoints/."""
