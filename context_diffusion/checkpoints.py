@@ -32,6 +32,7 @@ class Model:
     steps: int = 30
     guidance_scale: float = 7.5
     control_scale: float = 1.0  # of the ControlNets' residuals
+    prompt_order: str = "importance"  # of the words of a prompt fused from several sources
     guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
     half_on_gpu: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
@@ -50,6 +51,7 @@ MODELS = {
             guidance_scale=3.0,
             control_scale=1.5,
             guided_control=True,
+            prompt_order="sentence",  # that of its captions
             half_on_gpu=False,
         ),
         Model(

@@ -23,6 +23,15 @@ def check_count(name: str, value: int, high: float = math.inf) -> int:
     return int(check_number(name, value, 1, high))
 
 
+def check_choice(name: str, value: object, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of the ``known`` words; else say which they are, and which was meant."""
+    known = tuple(known)
+    if value not in known:
+        *others, last = map(repr, known)
+        raise ValueError(f"{name} is {', '.join(others)} or {last}; got {value!r}{hint(value, known)}")
+    return value
+
+
 def check_size(width: int, height: int, multiple: int) -> None:
     """Refuse a picture size that the VAE cannot halve down to whole latents."""
     for name, side in (("width", width), ("height", height)):

@@ -12,7 +12,8 @@ from torch import Tensor
 from .checkpoints import DEFAULT, find_model, find_part, load_part
 from .images import ImageLike, load_image, resize, to_tensor
 
-LAYOUTS = ("canny", "depth")
+CONTROLS = ("canny", "depth")  # maps that a ControlNet follows
+LAYOUTS = (*CONTROLS, "img2img")  # how a query acts
 METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that give distance in metres, not nearness
 
 

@@ -13,6 +13,17 @@ from .images import ImageLike, resize, to_tensor
 Latents = Float[Tensor, "images channels height width"]
 
 
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """One CPU generator for each of ``count`` images, seeded ``seed``, ``seed + 1``, ...
+
+    So a picture depends neither on its batch nor on the device. They are what diffusers' ``generator=`` takes.
+
+    >>> [each.initial_seed() for each in generators(5, 2)]
+    [5, 6]
+    """
+    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+
+
 def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:
     """Take the size a pipeline was trained for, or the one asked for if its VAE can halve it."""
     trained = pipe.unet.config.sample_size
@@ -25,9 +36,9 @@ def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]
 def encode_images(pipe, images: Sequence[ImageLike], width: int | None = None, height: int | None = None) -> Latents:
     """The latents of pictures, as the U-Net sees them: the mean of the VAE's posterior, shifted and scaled.
 
-    Each picture is cropped to ``width`` x ``height``, by default the size that the pipeline was trained for. The VAE runs
-    in float32 where it overflows in half precision (``force_upcast``). Raises ``ValueError`` for sizes that the VAE
-    cannot halve.
+    Each picture is cropped to ``width`` x ``height``, by default the size that the pipeline was trained for. The VAE
+    runs in float32 where it overflows in half precision (``force_upcast``). Raises ``ValueError`` for sizes that the
+    VAE cannot halve.
     """
     vae, size = pipe.vae, picture_size(pipe, width, height)
     pixels = torch.stack([to_tensor(resize(image, size)) for image in images]) * 2 - 1
@@ -57,9 +68,7 @@ def encode_prompts(
     names = ("cond", "uncond", "pooled_cond", "pooled_uncond")[: len(encoded)]
     embeddings = {name: rows.detach().cpu() for name, rows in zip(names, encoded, strict=True)}
     if pipe.unet.config.addition_embed_type == "text_time":
-        sizes = torch.tensor(
-            [[height, width, 0, 0, height, width]], dtype=torch.float32
-        )  # original size, crop corner, target size
+        sizes = torch.tensor([[height, width, 0, 0, height, width]]).float()  # original size, crop corner, target size
         expected = pipe.unet.add_embedding.linear_1.in_features
         if pipe.unet.config.addition_time_embed_dim * 6 + embeddings["pooled_cond"].shape[-1] != expected:
             raise ValueError("This U-Net wants an aesthetic score (the SDXL refiner does); invert with the base model.")

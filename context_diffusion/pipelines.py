@@ -45,7 +45,9 @@ def load_pipeline(
     device = find_device(device)
     if dtype is None:
         dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
-    controlnet = _controlnets(model, control, dtype)
+    kinds = [control] if isinstance(control, str) else list(control or ())
+    controlnets = [load_controlnet(model, kind, dtype) for kind in kinds]
+    controlnet = controlnets[0] if isinstance(control, str) else controlnets or None
     if model.parts and dtype == torch.float16:
         options.setdefault("variant", "fp16")  # half the download
     pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
@@ -54,16 +56,16 @@ def load_pipeline(
     return place(pipe, device, model.vram_gb)
 
 
-def _controlnets(model: Model, control: str | Sequence[str] | None, dtype: torch.dtype):
-    from diffusers import ControlNetModel
+def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetModel:
+    """Load the ControlNet ``kind`` ("canny", "depth") of a model, of the kind that the model's row of the table says.
 
-    kinds = [control] if isinstance(control, str) else list(control or ())
-    locations = {kind: find_part(model, f"controlnet-{kind}") for kind in kinds}
-    for kind, location in locations.items():
-        if location is None:
-            raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
-    loaded = [load_part(ControlNetModel, locations[kind], dtype) for kind in kinds]
-    return loaded[0] if isinstance(control, str) else loaded or None
+    Raises ``ValueError`` where the model has none, ``FileNotFoundError`` where its weights cannot be had.
+    """
+    location = find_part(model, f"controlnet-{kind}")
+    if location is None:
+        raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
+    of = GuidedControlNet if model.guided_control else ControlNetModel
+    return load_part(of, location, dtype).eval().requires_grad_(False)
 
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:

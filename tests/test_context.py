@@ -103,7 +103,7 @@ def test_call_is_the_plain_pipeline_on_text_and_context_tokens(model, query, con
 def test_guided_control_is_the_map_in_the_branch_with_the_prompt_alone(model):
     guided = ContextDiffusion(model.pipeline, replace(model.model, guided_control=True), model.contexts)
     options = FAST | {"guidance_scale": 3.0, "control_scale": 2.0}
-    controlnet = model.layouts._controlnet("canny")
+    controlnet = model.planner._controlnet("canny")
     plain = controlnet.forward
 
     def first_half_silent(sample, *inputs, **named):

@@ -3,6 +3,14 @@
 from .contexts import AdapterContexts, ColourContexts, TokenContexts
 from .model import ContextDiffusion
 from .projector import ContextProjector
-from .request import Request
+from .request import CheckedRequest, Request
 
-__all__ = ["AdapterContexts", "ColourContexts", "ContextDiffusion", "ContextProjector", "Request", "TokenContexts"]
+__all__ = [
+    "AdapterContexts",
+    "CheckedRequest",
+    "ColourContexts",
+    "ContextDiffusion",
+    "ContextProjector",
+    "Request",
+    "TokenContexts",
+]

@@ -1,14 +1,15 @@
 """How context images act on a pipeline: by tokens, by an IP-Adapter, or by colour alone.
 
-Each class offers ``inputs(pipe, request)``, the keyword arguments that carry the prompt and the contexts into an
-ordinary diffusers pipeline.
+Each way is a class with two methods: :meth:`Contexts.inputs`, the keyword arguments that carry prompts and contexts
+into an ordinary diffusers pipeline, and :meth:`Contexts.start`, the picture to start from where contexts act by colour.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -16,8 +17,9 @@ from torch import Tensor
 from ..checkpoints import Model, find_part, load_part, not_on_disk
 from ..encoders import average_embeddings, vision_inputs
 from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
+from ..latents import encode_images
 from .projector import ContextProjector
-from .request import Request
+from .request import CheckedRequest
 
 HIDDEN = 0.05  # alpha-bar below which noise hides the mean colour of a picture from the network
 
@@ -65,7 +67,25 @@ class HeldColour:
         return latents - latents.mean(dim=(2, 3), keepdim=True)
 
 
-class TokenContexts:
+class Contexts:
+    """Contexts that do not act at all: the prompt is passed as it is."""
+
+    strength = 1.0  # of image-to-image from ``start``
+
+    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+        """The prompts of a batch of one kind, and what carries its contexts, as the pipeline names them."""
+        negative = [request.negative_prompt for request in requests]
+        return {
+            "prompt": [request.prompt for request in requests],
+            "negative_prompt": negative if any(negative) else None,
+        }
+
+    def start(self, request: CheckedRequest) -> Image.Image | None:
+        """The picture to start from, if the contexts give one."""
+        return None
+
+
+class TokenContexts(Contexts):
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
@@ -99,36 +119,44 @@ class TokenContexts:
         return self.projector(self.projector.pool(hidden)[None], statistics[None].to(weight), shares)
 
     @torch.inference_mode()
-    def inputs(self, pipe, request: Request) -> dict:
-        """Embed prompt and contexts: text tokens, then context tokens; zeros in the branch without condition."""
-        text = request.prompt, pipe._execution_device, 1, True, request.negative_prompt
-        positive, negative = pipe.encode_prompt(*text)
-        if request.contexts:
-            tokens = self.tokens(request.contexts, request.weights).to(positive)
-            positive = torch.cat([positive, tokens], dim=1)
-            negative = torch.cat([negative, torch.zeros_like(tokens)], dim=1)
-        embeddings = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
-        from_noise = "strength" not in inspect.signature(pipe.__call__).parameters  # else it starts from the query
-        held = self.held_below is not None and hasattr(pipe.scheduler, "alphas_cumprod")
-        if request.contexts and held and from_noise:
-            width, height = (side // pipe.vae_scale_factor for side in request.size)
-            shape = pipe.unet.config.in_channels, height, width
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in request.generators])
-            colour = self.colour(pipe, request)
-            latents = colour.start(pipe, request.steps, noise).to(pipe._execution_device, pipe.unet.dtype)
-            embeddings |= {"latents": latents, "callback_on_step_end": colour}
-        return embeddings
+    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+        """Embed prompts and contexts: text tokens, then context tokens; zeros in the branch without condition."""
+
+        def text(request: CheckedRequest) -> tuple[Tensor, Tensor]:
+            return pipe.encode_prompt(request.prompt, pipe._execution_device, 1, True, request.negative_prompt)
+
+        texts = once(requests, lambda request: (request.prompt, request.negative_prompt), text)
+        positive, negative = (torch.cat(rows) for rows in zip(*texts, strict=True))
+        if not requests[0].contexts:
+            return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        of_contexts = once(requests, _by_contexts, lambda request: self.tokens(request.contexts, request.weights))
+        tokens = torch.cat(of_contexts).to(positive)
+        embeddings = {
+            "prompt_embeds": torch.cat([positive, tokens], dim=1),
+            "negative_prompt_embeds": torch.cat([negative, torch.zeros_like(tokens)], dim=1),
+        }
+        if self.held_below is None or not from_noise or not hasattr(pipe.scheduler, "alphas_cumprod"):
+            return embeddings
+        colour = self.colour(pipe, requests)
+        width, height = (side // pipe.vae_scale_factor for side in requests[0].size)
+        shape = pipe.unet.config.in_channels, height, width
+        noise = torch.stack([torch.randn(shape, generator=request.generator) for request in requests])
+        latents = colour.start(pipe, requests[0].steps, noise).to(pipe._execution_device, pipe.unet.dtype)
+        return embeddings | {"latents": latents, "callback_on_step_end": colour}
 
     @torch.inference_mode()
-    def colour(self, pipe, request: Request) -> HeldColour:
-        """Average the contexts' latents over their pixels and over the contexts, once for each image asked for."""
-        pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts]) * 2 - 1
-        encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float()
-        mean = average_embeddings(encoded.mean(dim=(2, 3)) * pipe.vae.config.scaling_factor, request.weights)
-        return HeldColour(mean[None, :, None, None].expand(len(request.seeds), -1, -1, -1), self.held_below)
+    def colour(self, pipe, requests: Sequence[CheckedRequest]) -> HeldColour:
+        """Average each request's contexts' latents over their pixels and over the contexts."""
+
+        def mean(request: CheckedRequest) -> Float[Tensor, " channels"]:
+            latents = encode_images(pipe, request.contexts, *request.size)
+            return average_embeddings(latents.mean(dim=(2, 3)), request.weights)
+
+        means = torch.stack(once(requests, _by_contexts, mean))
+        return HeldColour(rearrange(means, "images channels -> images channels 1 1"), self.held_below)
 
 
-class AdapterContexts:
+class AdapterContexts(Contexts):
     """An IP-Adapter: image tokens in attention layers of their own, from the weighted average of CLIP embeddings."""
 
     def __init__(self, scale: float = 0.6):
@@ -153,25 +181,34 @@ class AdapterContexts:
         return cls()
 
     @torch.inference_mode()
-    def inputs(self, pipe, request: Request) -> dict:
-        """Average the contexts' embeddings; without contexts the adapter's layers are scaled to nothing."""
-        images = request.contexts or [Image.new("RGB", (64, 64))]
-        (both,) = pipe.prepare_ip_adapter_image_embeds([images], None, pipe._execution_device, 1, True)
-        mean = average_embeddings(both.transpose(0, 1), request.weights or None)[:, None]  # (2 branches, 1, ...)
-        pipe.set_ip_adapter_scale(0.0 if not request.contexts else self.scale if request.prompt else 1.0)
-        return _text(request) | {"ip_adapter_image_embeds": [mean if request.guided else mean[1:]]}
+    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+        """Average each request's context embeddings; without contexts the adapter's layers are scaled to nothing."""
+
+        def embeddings(request: CheckedRequest) -> Float[Tensor, "branches ..."]:
+            images = request.contexts or [Image.new("RGB", (64, 64))]
+            (both,) = pipe.prepare_ip_adapter_image_embeds([images], None, pipe._execution_device, 1, True)
+            return average_embeddings(
+                rearrange(both, "branches images ... -> images branches ..."), request.weights or None
+            )
+
+        first = requests[0]
+        pipe.set_ip_adapter_scale(0.0 if not first.contexts else self.scale if first.prompt else 1.0)
+        means = torch.stack(once(requests, _by_contexts, embeddings))  # (requests, uncond and cond, ...)
+        branches = means if first.guided else means[:, 1:]
+        rows = rearrange(branches, "requests branches ... -> (branches requests) 1 ...")
+        text = super().inputs(pipe, requests, from_noise=from_noise)
+        return text | {"ip_adapter_image_embeds": [rows]}
 
 
-class ColourContexts:
+class ColourContexts(Contexts):
     """No trained part at all: the picture starts from the query in the contexts' colours (image to image)."""
 
-    def inputs(self, pipe, request: Request) -> dict:
-        """Pass the text alone; the contexts act through :meth:`start`."""
-        return _text(request)
+    strength = 0.9
 
-    @staticmethod
-    def start(request: Request) -> Image.Image:
+    def start(self, request: CheckedRequest) -> Image.Image | None:
         """Paint the query with the contexts' mean and deviation per channel (AdaIN on pixels), or average contexts."""
+        if not request.contexts:
+            return None
         pixels = torch.stack([to_tensor(resize(context, request.size)) for context in request.contexts])
         if request.query is None:
             return to_pil(average_embeddings(pixels, request.weights))
@@ -180,5 +217,22 @@ class ColourContexts:
         return to_pil(denormalize(values, statistics))
 
 
-def _text(request: Request) -> dict:
-    return {"prompt": request.prompt, "negative_prompt": request.negative_prompt or None}
+Made = TypeVar("Made")
+
+
+def once(
+    requests: Sequence[CheckedRequest], key: Callable[[CheckedRequest], object], make: Callable[[CheckedRequest], Made]
+) -> list[Made]:
+    """``[make(request) for request in requests]``, where requests of one key share what is made.
+
+    What is made of one request does not depend on the batch, to the last bit.
+    """
+    made: dict[object, Made] = {}
+    for request in requests:
+        if key(request) not in made:
+            made[key(request)] = make(request)
+    return [made[key(request)] for request in requests]
+
+
+def _by_contexts(request: CheckedRequest) -> tuple:
+    return tuple(map(id, request.contexts)), request.weights

@@ -1,25 +1,29 @@
 """ContextDiffusion: the layout of a query image, the style of context images, the meaning of a prompt.
 
 After *Context Diffusion: In-Context Aware Image Generation* (Najdenkoska et al., 2023). The query enters through a
-ControlNet (or as the start of image-to-image), the contexts as tokens beside the text's; the pipeline underneath is
-a plain one of diffusers.
+ControlNet (or as the start of image-to-image), the contexts as tokens after the text's; the pipeline underneath is
+a plain one of diffusers. Every picture goes one way: the request is checked whole, the query planned, the contexts
+encoded, the pipeline called.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..checkpoints import DEFAULT, Model, find_model, find_part
+from ..checks import check_count
 from ..fusion import FusedPrompt, Source
 from ..images import ImageLike, resize
 from ..pipelines import as_pipeline, load_pipeline, place
-from .contexts import AdapterContexts, ColourContexts, TokenContexts
-from .query import Layouts, Plan
-from .request import Request, as_text, check_request
+from .contexts import AdapterContexts, ColourContexts, Contexts, TokenContexts, once
+from .query import Plan, QueryPlanner
+from .request import CheckedRequest, Request, check_request, image_seeds
 
 Layout = Literal["canny", "depth", "img2img"]
 
@@ -30,12 +34,13 @@ class ContextDiffusion:
     >>> model = ContextDiffusion.from_pretrained()  # doctest: +SKIP
     >>> image = model("query.png", ["a.png", "b.png"], "a boat", seed=0)  # doctest: +SKIP
 
-    ``pipeline`` is the plain diffusers pipeline: load a LoRA into it, swap its scheduler, read its config.
+    ``pipeline`` is the plain diffusers pipeline: load a LoRA into it, swap its scheduler, read its config, align the
+    style of what it draws (:func:`context_diffusion.style_aligned`).
     """
 
-    def __init__(self, pipeline, model: Model, contexts: TokenContexts | AdapterContexts | ColourContexts):
+    def __init__(self, pipeline, model: Model, contexts: Contexts):
         self.pipeline, self.model, self.contexts = pipeline, model, contexts
-        self.layouts = Layouts(model, pipeline._execution_device, pipeline.unet.dtype)
+        self.planner = QueryPlanner(model, pipeline)
 
     @classmethod
     def from_pretrained(
@@ -44,10 +49,12 @@ class ContextDiffusion:
         """Load a model by name (``"tiny-scenes"``, ``"sd15"``, ``"sdxl"``), folder, or repository id.
 
         Contexts act by tokens where the folder holds a trained ``context_projector``, by IP-Adapter where its weights
-        are at hand, and by colour otherwise. Raises as :func:`context_diffusion.load_pipeline` does.
+        are at hand, and by colour otherwise. ``device`` is the GPU where there is one, ``dtype`` float16 there for hub
+        models. Raises as :func:`context_diffusion.load_pipeline` does.
         """
         model = find_model(name)
         pipe = load_pipeline(name, device=device, dtype=dtype)
+        contexts: Contexts = ColourContexts()
         if (Path(model.location) / "context_projector").is_dir():
             contexts = TokenContexts.load(model, pipe.device, pipe.unet.dtype)
         elif find_part(model, "ip-adapter"):
@@ -55,9 +62,6 @@ class ContextDiffusion:
                 contexts = AdapterContexts.load(pipe, model)
             except FileNotFoundError as error:
                 warnings.warn(f"{error} Until then contexts act by colour alone.", stacklevel=2)
-                contexts = ColourContexts()
-        else:
-            contexts = ColourContexts()
         return cls(pipe, model, contexts)
 
     def __call__(
@@ -83,48 +87,120 @@ class ContextDiffusion:
     ) -> Image.Image | list[Image.Image]:
         """Draw a picture with the query's layout, the contexts' style, and what the prompt says.
 
-        Each of the three may be missing, not all. The prompt is a text, or sources of one (texts, pictures, the
-        weather: see :func:`context_diffusion.fuse_prompts`). Images are paths, PIL images, arrays, tensors, or what
-        ``load_image_as_tensor`` returned. ``layout`` says how the query acts: by its ``"canny"`` edges or its
-        ``"depth"`` (ControlNet, times ``control_scale``), or as the start of ``"img2img"``; the default is canny where
-        such a ControlNet is at hand. ``strength`` in [0, 1]: 1 starts from noise, less from the noised query; less
-        than one step of it returns the query as it is. ``weights``: one for each context, scaled to sum 1. Scales and
-        steps that are None are the model's own (:data:`context_diffusion.checkpoints.MODELS`). ``num_images`` above 1
-        uses ``seed``, ``seed + 1``, ... and returns a list; ``image.info`` holds each seed.
-        ``callback_on_step_end(pipe, step, timestep, tensors)`` is diffusers'.
+        Args:
+            query_image: gives the layout. Images are paths, PIL images, arrays, tensors, or what
+                ``load_image_as_tensor`` returned. Query, contexts and prompt may each be missing, but not all.
+            context_images: give palette and texture; one or several.
+            prompt: a text, or the sources of one (:func:`context_diffusion.fuse_prompts`).
+            negative_prompt: what not to draw.
+            layout: how the query acts: by its ``"canny"`` edges or its ``"depth"`` (ControlNet), or as the start of
+                ``"img2img"``; by default canny, where such a ControlNet is at hand.
+            control_scale: how strongly the ControlNet binds, 0 or more; by default the model's own.
+            weights: one for each context, scaled to sum 1; by default equal.
+            strength: in [0, 1]: 1 starts from noise, less from the noised query; less than one step of it returns the
+                query as it is.
+            num_inference_steps: denoising steps; by default the model's own (:data:`checkpoints.MODELS`).
+            guidance_scale: of classifier-free guidance; 1 or less is none; by default the model's own.
+            generator: one that draws the seeds, or a list with one for each image; instead of ``seed``.
+            seed: of the first image; the next ones have ``seed + 1``, ... ``image.info`` holds each image's seed.
+            num_images: how many; more than 1 returns a list.
+            height: in pixels; by default what the model was trained for. The VAE must be able to halve it.
+            width: likewise.
+            callback_on_step_end: diffusers' ``callback(pipe, step, timestep, tensors)``.
+            progress: show a progress bar.
 
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.
         """
-        prompt = as_text(prompt, self.pipeline, self.model)
-        request = check_request(
-            self.pipeline, self.model, query_image, context_images, prompt=prompt, negative_prompt=negative_prompt,
-            layout=layout, control_scale=control_scale, weights=weights, strength=strength,
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, generator=generator, seed=seed,
-            num_images=num_images, height=height, width=width,
+        check_count("num_images", num_images)
+        if seed is not None and generator is not None:
+            raise ValueError("Give seed or generator, not both.")
+        listed = list(generator) if isinstance(generator, Sequence) else None
+        if listed is not None and len(listed) != num_images:
+            raise ValueError(f"Give one generator for each image: {num_images} image(s), {len(listed)} generator(s).")
+        seeds = [None] * num_images if listed else image_seeds(seed, generator, num_images)
+        request = Request(
+            query_image, context_images, prompt, negative_prompt=negative_prompt, layout=layout,
+            control_scale=control_scale, weights=weights, strength=strength, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, seed=seeds[0], generator=listed[0] if listed else None, height=height,
+            width=width,
         )  # fmt: skip
-        if request.returns_query:
-            images = [resize(request.query, request.size) for _ in request.seeds]
-        else:
-            images = self._draw(request, self.layouts.plan(request, self.contexts), callback_on_step_end, progress)
-        for image, number in zip(images, request.seeds, strict=True):
-            image.info |= {"seed": number, "prompt": prompt, "model": self.model.name}
+        checked = check_request(request, self.pipeline, self.model)
+        requests = [
+            replace(checked, seed=seeds[i], generator=listed[i] if listed else torch.Generator().manual_seed(seeds[i]))
+            for i in range(num_images)
+        ]
+        images = self._draw(requests, callback_on_step_end, progress)
         return images if num_images > 1 else images[0]
 
-    def _draw(self, request: Request, plan: Plan, callback: Callable | None, progress: bool) -> list[Image.Image]:
-        """Run the diffusers pipeline that the plan asks for, built from the parts of ``pipeline``."""
-        pipe = as_pipeline(self.pipeline, controlnet=plan.controlnet, image_to_image=plan.start is not None)
-        pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
-        pipe.set_progress_bar_config(disable=not progress)
-        inputs = self.contexts.inputs(pipe, request) | plan.inputs(request)
-        if callback is not None:
-            inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
-        return pipe(
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale if request.guided else 1.0,
-            num_images_per_prompt=len(request.seeds),
-            generator=request.generators,
-            **inputs,
-        ).images
+    def draw(
+        self,
+        requests: Iterable[Request],
+        *,
+        batch_size: int = 16,
+        callback_on_step_end: Callable | None = None,
+        progress: bool = True,
+    ) -> list[Image.Image]:
+        """Draw one picture for each request; a picture does not depend on the others, beyond rounding.
+
+        Requests that a pipeline can draw together (same size, steps, guidance, layout, ...) are drawn in batches of up
+        to ``batch_size``. All are checked before any is drawn; raises as :meth:`__call__` does.
+        """
+        check_count("batch_size", batch_size)
+        checked = [check_request(request, self.pipeline, self.model) for request in requests]
+        kinds: dict[tuple, list[int]] = {}
+        for index, request in enumerate(checked):
+            kinds.setdefault(request.kind, []).append(index)
+        batches = [of[i : i + batch_size] for of in kinds.values() for i in range(0, len(of), batch_size)]
+        drawn: dict[int, Image.Image] = {}
+        with tqdm(total=len(checked), desc="drawing", disable=not progress or len(batches) < 2) as bar:
+            for batch in batches:
+                steps_shown = progress and len(batches) == 1
+                images = self._draw([checked[index] for index in batch], callback_on_step_end, steps_shown)
+                drawn |= zip(batch, images, strict=True)
+                bar.update(len(batch))
+        return [drawn[index] for index in range(len(checked))]
+
+    def _draw(self, requests: Sequence[CheckedRequest], callback: Callable | None, progress: bool) -> list[Image.Image]:
+        """Draw a batch of one kind, in the one place that draws: plan, encode the contexts, run the pipeline."""
+        first = requests[0]
+        if first.returns_query:
+            images = [resize(request.query, request.size) for request in requests]
+        else:
+            plans = once(requests, lambda request: (id(request.query), *map(id, request.contexts)), self._plan)
+            image_to_image = plans[0].start is not None
+            pipe = as_pipeline(self.pipeline, controlnet=plans[0].controlnet, image_to_image=image_to_image)
+            pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
+            pipe.set_progress_bar_config(disable=not progress)
+            inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
+            if plans[0].controlnet is not None and self.model.guided_control:
+                inputs["guess_mode"] = True
+            if callback is not None:
+                inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
+            images = pipe(
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance_scale if first.guided else 1.0,
+                generator=[request.generator for request in requests],
+                **inputs,
+            ).images
+        for image, request in zip(images, requests, strict=True):
+            image.info |= {"seed": request.seed, "prompt": request.prompt, "model": self.model.name}
+        return images
+
+    def _plan(self, request: CheckedRequest) -> Plan:
+        return self.planner.plan(request, self.contexts.start(request), self.contexts.strength)
+
+
+def _pictures(plans: Sequence[Plan], request: CheckedRequest) -> dict:
+    """The pictures that a batch starts from and follows, and how strongly, as the pipeline of its plans names them."""
+    named: dict = {}
+    controls, starts = [plan.control for plan in plans], [plan.start for plan in plans]
+    if plans[0].controlnet is not None:
+        named["controlnet_conditioning_scale"] = float(request.control_scale)
+    if plans[0].start is None:
+        named["width"], named["height"] = request.size
+        return named | ({"image": controls} if plans[0].controlnet is not None else {})
+    named |= {"image": starts, "strength": plans[0].strength}
+    return named | ({"control_image": controls} if plans[0].controlnet is not None else {})
 
 
 def _after(own: Callable | None, callback: Callable) -> Callable:

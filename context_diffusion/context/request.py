@@ -1,37 +1,65 @@
-"""Checking what a caller asks for before any work starts, and one seed for each image."""
+"""What a caller asks for, and the one place that checks it: every fault is told before any work starts."""
 
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoints import DEFAULT, Model
-from ..checks import check_count, check_number, normalized_weights
+from ..checkpoints import Model, find_part
+from ..checks import check_choice, check_count, check_number, normalized_weights
+from ..control import CONTROLS, LAYOUTS
 from ..fusion import FusedPrompt, Source, fuse_prompts
-from ..images import load_image
-from ..latents import picture_size
+from ..images import ImageLike, load_image
+from ..latents import generators, picture_size
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asked for, checked and read: nothing in it can fail any more."""
+    """One picture to draw; the fields are arguments of :meth:`ContextDiffusion.__call__`, with the same defaults.
+
+    ``generator`` draws the noise, or ``seed`` seeds one; with neither the seed is random.
+
+    >>> Request(prompt="a boat", context_images=["a.png", "b.png"], seed=3).prompt
+    'a boat'
+    """
+
+    query_image: ImageLike | None = None
+    context_images: ImageLike | Iterable[ImageLike] = ()
+    prompt: str | Source | FusedPrompt | Iterable = ""
+    _: KW_ONLY
+    negative_prompt: str = ""
+    layout: str | None = None
+    control_scale: float | None = None
+    weights: Sequence[float] | None = None
+    strength: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that was checked and read: nothing in it can fail any more."""
 
     query: Image.Image | None
     contexts: list[Image.Image]
     weights: tuple[float, ...]  # one for each context, of sum 1
     prompt: str
     negative_prompt: str
-    layout: str | None
+    layout: str | None  # None: the model's own
     control_scale: float
     strength: float | None
     steps: int
     guidance_scale: float
-    seeds: list[int | None]  # one for each image asked for
-    generators: list[torch.Generator]
+    seed: int | None
+    generator: torch.Generator
     size: tuple[int, int]  # width, height
 
     @property
@@ -44,41 +72,65 @@ class Request:
         """Say whether the strength amounts to no step at all."""
         return self.query is not None and self.strength is not None and int(self.steps * self.strength) < 1
 
+    @property
+    def kind(self) -> tuple:
+        """What the pictures of one batch have in common, because a pipeline takes it once for all of them."""
+        given = tuple(map(bool, (self.query, self.contexts, self.prompt, self.negative_prompt)))
+        numbers = self.steps, self.guidance_scale if self.guided else None, self.control_scale, self.strength
+        return self.size, self.layout, self.returns_query, *given, *numbers
 
-def check_request(
-    pipe, model: Model, query_image, context_images, *, control_scale, weights, num_inference_steps, guidance_scale,
-    generator, seed, num_images, height, width, **asked,
-) -> Request:  # fmt: skip
-    """Read the images and check every argument of ``ContextDiffusion.__call__``; raise what teaches."""
-    contexts = [load_image(image) for image in as_list(context_images)]
-    query = None if query_image is None else load_image(query_image)
-    if query is None and not contexts and not asked["prompt"].strip():
+
+def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
+    """Read the images and the prompt of a request and check all of it; raise what teaches.
+
+    Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError``; warns of words beyond the text encoder's length.
+    """
+    contexts = [load_image(image) for image in as_list(request.context_images)]
+    query = None if request.query_image is None else load_image(request.query_image)
+    prompt = as_text(request.prompt, pipe, model)
+    if query is None and not contexts and not prompt.strip():
         raise ValueError("Give at least one of query_image, context_images and prompt.")
-    check_count("num_images", num_images)
-    if asked["strength"] is not None:
-        check_number("strength", asked["strength"], 0, 1)
-    seeds = image_seeds(seed, generator, num_images)
-    request = Request(
+    if request.seed is not None and request.generator is not None:
+        raise ValueError("Give seed or generator, not both.")
+    if request.strength is not None:
+        check_number("strength", request.strength, 0, 1)
+    for name, text in (("prompt", prompt), ("negative prompt", request.negative_prompt)):
+        warn_if_cut(text, pipe.tokenizer, name)
+    (seed,) = image_seeds(request.seed, None, 1) if request.generator is None else (None,)
+    return CheckedRequest(
         query,
         contexts,
-        normalized_weights(weights, len(contexts), "context image") if contexts or weights is not None else (),
-        steps=check_count(
+        _weights(request.weights, len(contexts)),
+        prompt,
+        request.negative_prompt,
+        check_layout(request.layout, query is not None, model),
+        check_number("control_scale", _either(request.control_scale, model.control_scale), 0),
+        request.strength,
+        check_count(
             "num_inference_steps",
-            model.steps if num_inference_steps is None else num_inference_steps,
+            _either(request.num_inference_steps, model.steps),
             pipe.scheduler.config.num_train_timesteps,
         ),
-        control_scale=check_number("control_scale", model.control_scale if control_scale is None else control_scale, 0),
-        guidance_scale=check_number(
-            "guidance_scale", model.guidance_scale if guidance_scale is None else guidance_scale, 0
-        ),
-        seeds=seeds,
-        generators=image_generators(seeds, generator),
-        size=picture_size(pipe, width, height),
-        **asked,
+        check_number("guidance_scale", _either(request.guidance_scale, model.guidance_scale), 0),
+        seed,
+        request.generator or generators(seed, 1)[0],
+        picture_size(pipe, request.width, request.height),
     )
-    warn_if_cut(request.prompt, pipe.tokenizer, "prompt")
-    warn_if_cut(request.negative_prompt, pipe.tokenizer, "negative prompt")
-    return request
+
+
+def check_layout(layout: str | None, has_query: bool, model: Model) -> str | None:
+    """Refuse a layout that is unknown, that has no query to act on, or whose ControlNet the model does not have."""
+    if layout is None:
+        return None
+    check_choice("layout", layout, LAYOUTS)
+    if not has_query:
+        raise ValueError(f"layout={layout!r} says how the query acts; pass query_image as well.")
+    if layout in CONTROLS and find_part(model, f"controlnet-{layout}") is None:
+        raise ValueError(
+            f"{model.name!r} has no ControlNet for {layout!r} (a folder controlnet-{layout}/ beside it): "
+            "take layout='img2img' or another layout."
+        )
+    return layout
 
 
 def as_list(images: object) -> list:
@@ -92,40 +144,21 @@ def as_list(images: object) -> list:
 
 
 def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -> str:
-    """Take a prompt as it is, or make one of several sources within the text encoder's length."""
+    """Take a prompt as it is, or fuse several sources into one within the text encoder's length."""
     if isinstance(prompt, (str, FusedPrompt)):
         return str(prompt)
     sources = [prompt] if isinstance(prompt, Source) else list(prompt)
-    order = "sentence" if model.name == DEFAULT else "importance"
-    return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=order).text if sources else ""
+    return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=model.prompt_order).text if sources else ""
 
 
-def image_seeds(seed: int | None, generator: torch.Generator | Sequence | None, count: int) -> list[int | None]:
-    """Give each of ``count`` images a seed: ``seed``, ``seed + 1``, ...; random ones where neither is given.
-
-    One generator draws the seeds; a list of generators, one for each image, is used as it is (``None`` for each).
-    """
-    if seed is not None and generator is not None:
-        raise ValueError("Give seed or generator, not both.")
+def image_seeds(seed: int | None, generator: torch.Generator | None, count: int) -> list[int]:
+    """Give each of ``count`` images a seed: ``seed``, ``seed + 1``, ..., or what ``generator`` (or chance) draws."""
     if seed is not None:
         return [int(check_number("seed", seed, 0, 2**63 - 1 - count)) + index for index in range(count)]
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise ValueError(f"Give one generator for each image: {count} image(s), {len(generator)} generator(s).")
-        return [None] * count
     if generator is None:
         generator = torch.Generator()
         generator.seed()
     return torch.randint(2**31, (count,), generator=generator, device=generator.device).tolist()
-
-
-def image_generators(
-    seeds: Sequence[int | None], generator: torch.Generator | Sequence | None
-) -> list[torch.Generator]:
-    """Build one CPU generator for each image, so that a picture depends neither on the batch nor on the device."""
-    if isinstance(generator, Sequence):
-        return list(generator)
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def warn_if_cut(prompt: str, tokenizer, name: str = "prompt") -> None:
@@ -135,5 +168,13 @@ def warn_if_cut(prompt: str, tokenizer, name: str = "prompt") -> None:
         cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
         warnings.warn(
             f"The {name} is longer than the text encoder's {tokenizer.model_max_length} tokens; this is cut: {cut!r}",
-            stacklevel=3,
+            stacklevel=5,
         )
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    return normalized_weights(weights, count, "context image") if count or weights is not None else ()
+
+
+def _either(asked: float | None, own: float) -> float:
+    return own if asked is None else asked
