@@ -91,7 +91,7 @@ def test_blended_trajectory_is_the_inversion_of_the_blend():
         ({"image": picture(), "num_inference_steps": 0}, "whole number from 1 to 1000"),
         ({"image": picture(), "guidance_scale": float("nan")}, "finite"),
         ({"image": picture(), "fixed_point_iterations": -1}, "0 or more"),
-        ({"image": picture(), "height": 31}, "multiples of 2"),
+        ({"image": picture(), "height": 31}, "multiple of 8"),
         ({"image": picture(), "prompt": ["a", "b"]}, "one each; got 2 for 1"),
         ({"latents": torch.zeros(2, 3, 16, 16)}, "references, channels, height, width"),
     ],
