@@ -72,6 +72,10 @@ class Contexts:
 
     strength = 1.0  # of image-to-image from ``start``
 
+    def kind(self, request: CheckedRequest) -> object:
+        """What of its contexts the pictures of one batch must have in common; by default nothing."""
+        return None
+
     def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
         """The prompts of a batch of one kind, and what carries its contexts, as the pipeline names them."""
         negative = [request.negative_prompt for request in requests]
@@ -180,24 +184,21 @@ class AdapterContexts(Contexts):
             raise not_on_disk(root) from error
         return cls()
 
+    def kind(self, request: CheckedRequest) -> object:
+        """The contexts themselves: diffusers repeats the embeddings of an IP-Adapter for every prompt of a batch."""
+        return tuple(hash(context.tobytes()) for context in request.contexts), request.weights
+
     @torch.inference_mode()
     def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
-        """Average each request's context embeddings; without contexts the adapter's layers are scaled to nothing."""
-
-        def embeddings(request: CheckedRequest) -> Float[Tensor, "branches ..."]:
-            images = request.contexts or [Image.new("RGB", (64, 64))]
-            (both,) = pipe.prepare_ip_adapter_image_embeds([images], None, pipe._execution_device, 1, True)
-            return average_embeddings(
-                rearrange(both, "branches images ... -> images branches ..."), request.weights or None
-            )
-
+        """Average the contexts' embeddings; without contexts the adapter's layers are scaled to nothing."""
         first = requests[0]
+        images = first.contexts or [Image.new("RGB", (64, 64))]
+        (both,) = pipe.prepare_ip_adapter_image_embeds([images], None, pipe._execution_device, 1, True)
+        of_images = rearrange(both, "branches images ... -> images branches 1 ...")
+        mean = average_embeddings(of_images, first.weights or None)  # (uncond and cond, 1, ...)
         pipe.set_ip_adapter_scale(0.0 if not first.contexts else self.scale if first.prompt else 1.0)
-        means = torch.stack(once(requests, _by_contexts, embeddings))  # (requests, uncond and cond, ...)
-        branches = means if first.guided else means[:, 1:]
-        rows = rearrange(branches, "requests branches ... -> (branches requests) 1 ...")
         text = super().inputs(pipe, requests, from_noise=from_noise)
-        return text | {"ip_adapter_image_embeds": [rows]}
+        return text | {"ip_adapter_image_embeds": [mean if first.guided else mean[1:]]}
 
 
 class ColourContexts(Contexts):

@@ -149,7 +149,7 @@ class ContextDiffusion:
         checked = [check_request(request, self.pipeline, self.model) for request in requests]
         kinds: dict[tuple, list[int]] = {}
         for index, request in enumerate(checked):
-            kinds.setdefault(request.kind, []).append(index)
+            kinds.setdefault((request.kind, self.contexts.kind(request)), []).append(index)
         batches = [of[i : i + batch_size] for of in kinds.values() for i in range(0, len(of), batch_size)]
         drawn: dict[int, Image.Image] = {}
         with tqdm(total=len(checked), desc="drawing", disable=not progress or len(batches) < 2) as bar:

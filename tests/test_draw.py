@@ -1,0 +1,124 @@
+"""The one place that draws: a batch holds what the model draws one by one, whatever the requests are made of."""
+
+from dataclasses import fields
+from inspect import signature
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from worlds import hub_folder, scenes_folder
+
+from context_diffusion import ContextDiffusion, Request
+from context_diffusion.context.contexts import Contexts
+
+QUERY = Image.new("RGB", (32, 32), "navy")
+ImageDraw.Draw(QUERY).ellipse((6, 8, 26, 28), fill="orange")
+ROUND = Image.new("RGB", (32, 32), "white")
+ImageDraw.Draw(ROUND).rectangle((4, 4, 20, 20), fill="black")
+REDS = [Image.effect_noise((64, 64), spread).convert("RGB") for spread in (40, 110)]
+STEPS = {"num_inference_steps": 2}
+
+
+def asked() -> list[Request]:
+    """Requests of every kind, mixed; made anew for each test, because a generator is used up."""
+    return [
+        Request(None, (), "a red house", seed=3, **STEPS),
+        Request(QUERY, REDS, "a cat", layout="canny", seed=4, **STEPS),
+        Request(None, REDS[:1], seed=5, **STEPS),
+        Request(None, (), "a boat", seed=6, **STEPS),
+        Request(ROUND, REDS[1:], "a fish", layout="canny", seed=7, **STEPS),
+        Request(QUERY, REDS, layout="depth", seed=8, **STEPS),
+        Request(QUERY, (), "a tree", seed=9, **STEPS),
+        Request(QUERY, (), layout="canny", seed=10, **STEPS),
+        Request(QUERY, REDS, "a cat", layout="img2img", seed=11, **STEPS),
+        Request(ROUND, REDS, "a boat", layout="img2img", weights=[1, 3], seed=12, **STEPS),
+        Request(QUERY, REDS, "a cat", strength=0.5, seed=13, **STEPS),
+        Request(QUERY, (), "a cat", strength=0, seed=14, **STEPS),
+        Request(None, REDS, "a cat", weights=[3, 1], negative_prompt="a sea", seed=15, **STEPS),
+        Request(None, REDS, "a cat", weights=[1, 3], negative_prompt="a tree", seed=15, **STEPS),
+        Request(None, REDS, "a cat", guidance_scale=1.0, seed=16, **STEPS),
+        Request(None, (), "a cat", width=48, height=32, seed=17, **STEPS),
+        Request(None, REDS, "a cat", num_inference_steps=3, guidance_scale=6.0, seed=18),
+        Request(QUERY, REDS, "a cat", control_scale=0.3, generator=torch.Generator().manual_seed(19), **STEPS),
+    ]
+
+
+def far(first, second) -> int:
+    """Largest difference in grey levels."""
+    return int(np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int)).max())
+
+
+def alone(model: ContextDiffusion, request: Request) -> Image.Image:
+    """The same picture from the call."""
+    arguments = {field.name: getattr(request, field.name) for field in fields(request)}
+    if request.generator is not None:
+        arguments["generator"] = [torch.Generator().manual_seed(request.generator.initial_seed())]
+    return model(**arguments, progress=False)
+
+
+FOLDERS = {
+    "tokens": lambda: scenes_folder(),
+    "adapter": lambda: hub_folder(adapter=True, control=True),
+    "adapter xl": lambda: hub_folder(True, adapter=True, control=True),
+    "colour": lambda: hub_folder(control=True),
+    "colour xl, no control": lambda: hub_folder(True),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_batch_holds_what_the_model_draws_one_by_one(name):
+    model = ContextDiffusion.from_pretrained(FOLDERS[name](), device="cpu")
+    known = ("canny", "depth", "img2img") if name == "tokens" else ("canny", "img2img") if "no" not in name else ()
+    requests = [request for request in asked() if request.layout in (None, *known)]
+    batched = model.draw(requests, batch_size=5, progress=False)
+    for request, picture in zip(requests, batched, strict=True):
+        assert far(picture, alone(model, request)) <= 1, request
+        assert picture.info["seed"] == request.seed
+    different = [batch for batch in batched if batch.size == (32, 32)]
+    assert min(far(a, b) for i, a in enumerate(different) for b in different[:i]) > 0  # no two of them are the same
+
+
+def test_batches_are_as_large_as_the_pipeline_allows_and_no_larger():
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    rows = []
+    handle = model.pipeline.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        model.draw([Request(prompt=f"{n} boats", seed=n, **STEPS) for n in range(7)], batch_size=3, progress=False)
+    finally:
+        handle.remove()
+    assert rows == [6, 6, 6, 6, 2, 2]  # two branches of guidance, two steps
+
+
+def test_a_bad_request_is_told_before_any_picture_is_drawn():
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    called = []
+    handle = model.pipeline.unet.register_forward_pre_hook(lambda *_: called.append(1))
+    try:
+        with pytest.raises(ValueError, match="strength must be finite and between 0 and 1"):
+            model.draw([Request(prompt="a cat", **STEPS), Request(QUERY, strength=2.0)])
+        with pytest.raises(ValueError, match="'img2img'; got 'cany'; did you mean 'canny'"):
+            model.draw([Request(QUERY, layout="cany")])
+        with pytest.raises(ValueError, match="layout='depth' says how the query acts; pass query_image as well"):
+            model.draw([Request(prompt="a cat", layout="depth")])
+        with pytest.raises(ValueError, match="seed or generator, not both"):
+            model.draw([Request(prompt="a cat", seed=1, generator=torch.Generator())])
+        with pytest.raises(ValueError, match="batch_size must be finite and at least 1"):
+            model.draw([Request(prompt="a cat")], batch_size=0)
+    finally:
+        handle.remove()
+    assert not called
+    assert model.draw([]) == []
+
+
+def test_a_request_has_the_arguments_of_the_call_and_their_defaults():
+    call = {name: p.default for name, p in signature(ContextDiffusion.__call__).parameters.items() if name != "self"}
+    one = {field.name: field.default for field in fields(Request)}
+    assert set(call) - set(one) == {"num_images", "callback_on_step_end", "progress"}
+    assert {name: call[name] for name in one} == one
+
+
+def test_every_way_of_contexts_offers_the_same_methods():
+    for kind in Contexts.__subclasses__():
+        for method in ("kind", "inputs", "start"):
+            assert signature(getattr(kind, method)) == signature(getattr(Contexts, method)), (kind, method)
