@@ -155,7 +155,7 @@ def test_an_unknown_or_missing_captioner_gets_one_sentence(tmp_path, monkeypatch
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         find_captioner(tmp_path)
     monkeypatch.setitem(caption.CAPTIONERS, "tiny-fusion", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"python -m context_diffusion\.training\.captioner"):
+    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.captioner"):
         Captioner.from_pretrained()
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         Captioner.from_pretrained("nobody/nothing")

@@ -194,7 +194,7 @@ def test_what_cannot_be_is_told_in_one_sentence(tagger, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         find_tagger(tmp_path)
     monkeypatch.setitem(music.TAGGERS, "tiny-fusion", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"python -m context_diffusion\.training\.music"):
+    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.music"):
         MusicTagger.from_pretrained()
     assert find_tagger("clap") == "laion/clap-htsat-unfused"
 

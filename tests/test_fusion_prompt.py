@@ -217,7 +217,7 @@ def test_a_template_places_sources_by_number_and_the_others_by_weight():
 def test_the_template_counts_towards_the_length():
     result = fused([SCENE], template="an oil painting of {prompt}", max_tokens=13)
     assert result.text == "an oil painting of a boat among hills under the sun"
-    with pytest.raises(ValueError, match="No phrase fits into 6 tokens beside the template"):
+    with pytest.raises(ValueError, match="No phrase fits into 6 tokens next to the template"):
         fuse_prompts(["a boat"], template="an oil painting of {prompt}", max_tokens=6)
 
 

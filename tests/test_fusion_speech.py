@@ -214,7 +214,7 @@ def test_an_unknown_or_missing_transcriber_gets_one_sentence(tmp_path, monkeypat
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         find_transcriber(tmp_path)
     monkeypatch.setitem(speech.TRANSCRIBERS, "tiny-fusion", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"python -m context_diffusion\.training\.speech"):
+    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.speech"):
         Transcriber.from_pretrained()
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         Transcriber.from_pretrained("nobody/nothing")

@@ -1,4 +1,4 @@
-"""A picture as words: BLIP (Li et al. 2022), the offline one or one of the hub."""
+"""Pictures as words: BLIP (Li et al. 2022), offline or from the hub."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -23,12 +23,12 @@ CAPTIONERS = {  # name -> folder or repository id
     OFFLINE: str(TINY_FUSION / "captioner"),
     "blip": "Salesforce/blip-image-captioning-large",  # 1.9 GB, BSD-3-Clause
 }
-MAX_WORDS = 40  # tokens of a caption at most
+MAX_WORDS = 40  # most tokens in a caption
 BATCH_SIZE = 32
 
 
 class Captioner:
-    """A captioning network with its tokenizer and preprocessing; call it with an image.
+    """A captioning network with its tokenizer and preprocessing; call it with a picture.
 
     >>> caption = Captioner.from_pretrained()  # doctest: +SKIP
     >>> caption("boat.png").text  # doctest: +SKIP
@@ -40,9 +40,9 @@ class Captioner:
 
     @classmethod
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "Captioner":
-        """Load ``"tiny-fusion"`` (offline), ``"blip"`` (hub), a folder, or a repository id of a BLIP.
+        """Load ``"tiny-fusion"`` (offline), ``"blip"`` (hub), or a BLIP by its folder or repository id.
 
-        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
         """
         from transformers import AutoTokenizer, BlipForConditionalGeneration
 
@@ -52,14 +52,14 @@ class Captioner:
         return cls(network, tokenizer, _preprocessing(location, network))
 
     def __call__(self, image: ImageLike) -> Description:
-        """Say what one picture shows; raises as ``load_image`` does."""
+        """Say what one picture shows; raises what ``load_image`` raises."""
         return self.describe_all([image])[0]
 
     @torch.inference_mode()
     def describe_all(self, images: Iterable[ImageLike]) -> list[Description]:
-        """Say what each picture shows, always by the likeliest next word.
+        """Say what each picture shows, always taking the likeliest next word.
 
-        The confidence is the geometric mean of the words' probabilities, exp(1/n sum_k log p_k), the end among them.
+        The confidence is the geometric mean of the tokens' probabilities, exp(1/n sum_k log p_k), the end included.
         """
         said = []
         for batch in batched(list(images), BATCH_SIZE):
@@ -69,7 +69,7 @@ class Captioner:
                 pixel_values=pixels, max_new_tokens=longest, do_sample=False, num_beams=1, output_scores=True,
                 return_dict_in_generate=True,
             )  # fmt: skip
-            tokens = written.sequences[:, 1:]  # without the start
+            tokens = written.sequences[:, 1:]  # the first is the start
             logits = torch.stack(written.scores, dim=1).float()
             sure = confidence(logits, tokens, self.network.config.text_config.sep_token_id)
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -82,14 +82,14 @@ class Captioner:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture as a source of words; ``captioner`` is a :class:`Captioner` or the name of one."""
+    """A picture as a source of words; ``captioner`` is a :class:`Captioner` or its name."""
 
     image: ImageLike
     captioner: Captioner | str | Path = OFFLINE
 
     def describe(self) -> Description:
-        """Caption the picture; raises as ``load_image`` and :meth:`Captioner.from_pretrained` do."""
-        picture = load_image(self.image)  # before any model is loaded
+        """Caption the picture; raises what ``load_image`` and :meth:`Captioner.from_pretrained` raise."""
+        picture = load_image(self.image)  # first: a wrong path costs no loading
         captioner = self.captioner if isinstance(self.captioner, Captioner) else _loaded(str(self.captioner))
         said = captioner(picture)
         return Description(said.text, said.confidence, f"caption of {_name(self.image)}")
@@ -98,7 +98,7 @@ class ImageSource:
 def confidence(
     logits: Float[Tensor, "texts length words"], tokens: Int[Tensor, "texts length"], end: int
 ) -> Float[Tensor, " texts"]:
-    """Geometric mean of the probabilities of the ``tokens`` written, up to and with the first ``end`` of each text."""
+    """Geometric mean of the probabilities of the written ``tokens``, up to and including each text's first ``end``."""
     chosen = logits.log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
     ends = (tokens == end).int()
     counted = (ends.cumsum(dim=1) - ends == 0).float()
@@ -106,7 +106,7 @@ def confidence(
 
 
 def find_captioner(name: str | Path) -> str:
-    """Say where a captioner lives: a folder or a repository id; raise what teaches where there is none."""
+    """Say where a captioner lives, a folder or a repository id; raises what :func:`find_weights` raises."""
     trainer = "python -m experiments.training.captioner"
     return find_weights(name, CAPTIONERS, "captioner", OFFLINE, trainer)
 
@@ -121,7 +121,7 @@ def _name(image: ImageLike) -> str:
 
 
 def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 h w"]]:
-    """Choose a captioner's input: by its image processor, or dynamically normalized as the offline one is trained."""
+    """Prepare pictures with the captioner's image processor; the offline one has none and normalizes dynamically."""
     folder = Path(location)
     if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
         side = network.config.vision_config.image_size

@@ -1,7 +1,7 @@
-"""Asking a web service for JSON: a limit on time and size, retries with back-off, and a key that is never shown.
+"""Ask a web service for JSON, with limits on time and size, retries with back-off, and a key that is never shown.
 
-Everything that can go wrong ends in one sentence. An error is raised outside of any ``except`` block: the client's own
-errors hold the address they asked for, and in it the key.
+Everything that can go wrong ends in one sentence. Errors are raised outside any ``except`` block, because the HTTP
+client's own errors hold the address they asked for, and the address holds the key.
 """
 
 import json
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-MAX_BYTES = 1_000_000  # a current-weather answer has a few hundred
+MAX_BYTES = 1_000_000  # the current weather takes a few hundred
 HIDDEN = "(key)"
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a service: seconds for one answer, further attempts, seconds between them.
+    """How patient to be with a service: seconds to wait for an answer, number of retries, seconds before the first.
 
-    The wait doubles with every attempt; a service that asks for more than ``longest`` seconds is not asked again.
+    The pause doubles with every retry; a service that asks for more than ``longest`` seconds is not asked again.
     """
 
     timeout: float = 10.0
@@ -31,14 +31,14 @@ class Patience:
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout <= 600 or not 0 <= self.backoff <= 600 or not 0 <= self.longest <= 600:
-            raise ValueError(f"Seconds to wait lie between 0 and 600, the timeout above 0; got {self}.")
+            raise ValueError(f"Waits are between 0 and 600 seconds, and the timeout is above 0; got {self}.")
         if not isinstance(self.retries, int) or not 0 <= self.retries <= 20:
             raise ValueError(f"retries is a whole number from 0 to 20; got {self.retries!r}.")
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why there is no answer, whether to ask again, and after how many seconds if the service said so."""
+    """Why there is no answer, whether to ask again, and after how many seconds, if the service said."""
 
     kind: type[Exception]
     sentence: str
@@ -51,8 +51,8 @@ def get_json(
 ) -> dict:
     """Get a JSON object; ``who`` names the service in messages, in which ``secret`` never appears.
 
-    Raises ``TimeoutError`` for a slow service, ``PermissionError`` for a refused key, ``ValueError`` for a question it
-    does not understand or an answer that is no JSON object, ``ConnectionError`` for all else.
+    Raises ``TimeoutError`` if the service is slow, ``PermissionError`` if it refuses the key, ``ValueError`` if it does
+    not understand the question or answers with anything but a JSON object, ``ConnectionError`` otherwise.
     """
     patience = patience or Patience()
     for attempt in range(patience.retries + 1):
@@ -79,21 +79,23 @@ def _attempt(who: str, url: str, parameters: Mapping, secret: str, timeout: floa
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_BYTES:
-                        return _Failure(ValueError, f"{who} sent more than {MAX_BYTES:,} bytes, which is no weather")
+                        return _Failure(
+                            ValueError, f"{who} sent more than {MAX_BYTES:,} bytes; no weather is that long"
+                        )
                     if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("the body comes too slowly")
+                        raise httpx.ReadTimeout("the body arrives too slowly")
     except httpx.TimeoutException:
         return _Failure(TimeoutError, f"{who} gave no answer within {timeout:g} s{offline}", again=True)
     except httpx.TransportError as error:
         name = type(error).__name__
-        return _Failure(ConnectionError, f"{who} cannot be reached, or broke off ({name}){offline}", again=True)
+        return _Failure(ConnectionError, f"{who} cannot be reached or broke off ({name}){offline}", again=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return _Failure(ConnectionError, f"{who} cannot be asked ({type(error).__name__})")
     return _judge(who, response.status_code, response.headers, body)
 
 
 def _judge(who: str, status: int, headers: Mapping[str, str], body: bytes) -> dict | _Failure:
-    """Read an answer, or say what a status means."""
+    """Read an answer, or say what its status means."""
     answer = _parsed(body)
     said = ""
     if isinstance(answer, dict):
@@ -103,20 +105,20 @@ def _judge(who: str, status: int, headers: Mapping[str, str], body: bytes) -> di
         if isinstance(answer, dict):
             return answer
         start = " ".join(body[:40].decode("utf-8", "replace").split())
-        return _Failure(ValueError, f"{who} answered with something else than a JSON object: it starts {start!r}")
+        return _Failure(ValueError, f"{who} answered with something other than a JSON object; it starts with {start!r}")
     if status in (401, 403):
         return _Failure(PermissionError, f"{who} refuses the key or the question (status {status}){quoted}")
     if status in (400, 404, 422):
         return _Failure(ValueError, f"{who} does not know what it was asked for (status {status}){quoted}")
     if status == 429:
         wait = _retry_after(headers.get("retry-after", ""))
-        until = "" if wait is None else f", wants {wait:.0f} s of rest"
+        until = "" if wait is None else f" and wants {wait:.0f} s of rest"
         return _Failure(ConnectionError, f"{who} was asked too often (status 429){until}{quoted}", True, wait)
     return _Failure(ConnectionError, f"{who} is out of order (status {status}){quoted}", again=status >= 500)
 
 
 def _parsed(body: bytes) -> object:
-    """Read JSON strictly: no NaN, no infinity; None for what is none."""
+    """Read strict JSON, without NaN or infinity; return None for anything else."""
     try:
         return json.loads(body, parse_constant=lambda _: 1 / 0)
     except (ValueError, ArithmeticError, RecursionError):
@@ -124,7 +126,7 @@ def _parsed(body: bytes) -> object:
 
 
 def _retry_after(value: str) -> float | None:
-    """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3); None where it says neither."""
+    """Read a Retry-After header, seconds or a date (RFC 9110, section 10.2.3), as seconds; None if it is neither."""
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -139,7 +141,7 @@ def _without(secret: str, text: str) -> str:
 
 @contextmanager
 def _unlogged(secret: str) -> Iterator[None]:
-    """Keep the key out of the client's log, which holds every address."""
+    """Keep the key out of the client's log, which records every address."""
 
     def hide(record: logging.LogRecord) -> bool:
         record.msg, record.args = _without(secret, record.getMessage()), ()

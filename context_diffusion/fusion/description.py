@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class Description:
-    """Words for a prompt: ``text`` in the order of importance, phrases between commas.
+    """Words for a prompt: ``text`` holds phrases separated by commas, the most important first.
 
     ``confidence`` in [0, 1] is the source's own: a caption's likelihood, 1 for what was typed or measured, 0 for
-    silence. ``source`` names the origin for people (``"caption of boat.png"``); ``notes`` say what they should know
-    of it (``"3 % of the samples are clipped"``).
+    silence. ``source`` tells people where the words came from (``"caption of boat.png"``); ``notes`` hold what they
+    should know about it (``"3 % of the samples are clipped"``).
 
     >>> Description("a boat, watercolor style", 0.9, "caption of boat.png").describe().confidence
     0.9
@@ -24,13 +24,13 @@ class Description:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise TypeError(f"A description is a string; this is a {type(self.text).__name__}.")
+            raise TypeError(f"The text of a description is a string; got a value of type {type(self.text).__name__}.")
         number = isinstance(self.confidence, (int, float)) and math.isfinite(self.confidence)
         if not number or not 0 <= self.confidence <= 1:
             raise ValueError(f"A confidence is a number from 0 (a guess) to 1 (certain); got {self.confidence!r}.")
 
     def describe(self) -> "Description":
-        """Return itself: what is described already is a source too."""
+        """Return itself: a description is a source too."""
         return self
 
 
@@ -39,20 +39,20 @@ class Source(Protocol):
     """Anything that can be put into words: a picture, the weather somewhere, a recording."""
 
     def describe(self) -> Description:
-        """Look, listen or ask, and say what is there; raises what teaches where that fails."""
+        """Look, listen or ask, and say what is there; raise an error that explains itself if that fails."""
         ...
 
 
 def as_description(source: object, number: int = 0) -> Description:
-    """Take a string as it is and ask every other source; ``number`` is its place in the list, for the message.
+    """Take a string as it is and ask any other source; ``number`` is its place in the list, for the message.
 
-    Raises ``TypeError`` for what is no source, and whatever the source raises.
+    Raises ``TypeError`` for anything that is not a source, and whatever the source raises.
     """
     if isinstance(source, str):
         return Description(source)
     if not isinstance(source, Source) or isinstance(source, type):
         raise TypeError(
-            "A source is a text, a Description, or an object with describe(), such as ImageSource(picture); "
+            "A source is a string, a Description, or an object with describe(), such as ImageSource(picture); "
             f"source {number} is {'the class ' + source.__name__ if isinstance(source, type) else repr(source)[:60]}."
         )
     said = source.describe()

@@ -1,4 +1,4 @@
-"""Music as words: CLAP (Wu et al. 2023) says which of some descriptions fits a recording best, with no training.
+"""Music as words: CLAP (Wu et al. 2023) says which of several descriptions fits a recording best, with no training.
 
     MusicSource("sad-piano.flac").describe()                                         # the offline model
     MusicSource("song.wav", model="clap", descriptions={"a storm in music": "a stormy sea", ...})
@@ -7,8 +7,8 @@ Sound and text become unit vectors a and t_k in one space; the probability of de
 
     p_k = exp(s a . t_k) / sum_j exp(s a . t_j),                                                                (1)
 
-s the model's learned temperature for sound. Long recordings are heard window by window, and the logits s a . t_k of the
-windows are averaged.
+where s is the model's learned scale for sound, an inverse temperature. Long recordings are heard window by window, and
+the logits s a . t_k are averaged over the windows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ BATCH_SIZE = 16  # windows at once
 
 
 class MusicTagger:
-    """A CLAP with its tokenizer and feature extractor; ``rate`` in Hz is the one it hears at.
+    """A CLAP with its tokenizer and feature extractor; it hears sound at ``rate`` Hz.
 
     >>> tagger = MusicTagger.from_pretrained()  # doctest: +SKIP
     >>> tagger(read_sound("sad-piano.flac", tagger.rate), ["a happy piece", "a sad piece"])  # doctest: +SKIP
@@ -51,9 +51,9 @@ class MusicTagger:
 
     @classmethod
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "MusicTagger":
-        """Load ``"tiny-fusion"`` (offline), ``"clap"`` (hub), a folder, or a repository id of a CLAP.
+        """Load ``"tiny-fusion"`` (offline), ``"clap"`` (hub), or a CLAP by its folder or repository id.
 
-        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
         """
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
@@ -67,14 +67,14 @@ class MusicTagger:
         return self.extractor.sampling_rate
 
     def __call__(self, sound: Sound, descriptions: Sequence[str]) -> Float[Tensor, " texts"]:
-        """Give the probability of each description, Eq. (1); the sound is at :attr:`rate`."""
+        """Give the probability of each description, Eq. (1), for a sound at :attr:`rate`."""
         return self.logits([sound], descriptions)[0].softmax(dim=0)
 
     @torch.inference_mode()
     def logits(self, sounds: Iterable[Sound], descriptions: Sequence[str]) -> Float[Tensor, "sounds texts"]:
         """Give s a . t_k of Eq. (1) for each sound and description, averaged over the windows of each sound.
 
-        Raises ``ValueError`` for a sound at another rate, and for words that a tokenizer has to take as unknown.
+        Raises ``ValueError`` for a sound at another rate, and for words that the tokenizer does not know.
         """
         texts = self._read(descriptions)
         scale = self.network.logit_scale_a.exp()
@@ -89,7 +89,7 @@ class MusicTagger:
         return torch.stack(rows).cpu()
 
     def windows(self, samples: Float[np.ndarray, " samples"]) -> list[Float[np.ndarray, " heard"]]:
-        """Cut into as few windows as cover everything, evenly placed; sound shorter than one is taken whole."""
+        """Cut into the fewest evenly spaced windows that cover everything; a sound shorter than one stays whole."""
         size = self.extractor.nb_max_samples
         count = max(1, -(-len(samples) // size))
         starts = np.linspace(0, max(0, len(samples) - size), count).round().astype(int)
@@ -97,13 +97,13 @@ class MusicTagger:
 
     def _hear(self, windows: Sequence[Float[np.ndarray, " _"]]) -> Float[Tensor, "windows dim"]:
         inputs = self.extractor(list(windows), sampling_rate=self.rate, return_tensors="pt")
-        longer = torch.zeros(len(windows), 1, dtype=torch.bool)  # no window is: the extractor would pick one at random
+        longer = torch.zeros(len(windows), 1, dtype=torch.bool)  # else the extractor marks one at random as longer
         features = inputs["input_features"].float().to(self.network.device)
         return self.network.get_audio_features(input_features=features, is_longer=longer).pooler_output
 
     def _read(self, descriptions: Sequence[str]) -> Float[Tensor, "texts dim"]:
         if isinstance(descriptions, str) or len(descriptions) < 2:
-            raise ValueError(f"Music is compared with two descriptions or more; got {descriptions!r:.80}.")
+            raise ValueError(f"Give two descriptions or more to compare the music with; got {descriptions!r:.80}.")
         inputs = self.tokenizer(list(descriptions), padding=True, truncation=True, return_tensors="pt")
         unknown = (inputs.input_ids == self.tokenizer.unk_token_id).any(dim=1).tolist()
         if any(unknown):
@@ -116,11 +116,11 @@ class MusicTagger:
 
 @dataclass(frozen=True)
 class MusicSource:
-    """A piece of music as a source of words; ``model`` is a :class:`MusicTagger` or the name of one.
+    """A piece of music as a source of words; ``model`` is a :class:`MusicTagger` or its name.
 
-    ``recording`` is a file, samples with their ``rate`` in Hz, or ``(samples, rate)``. ``descriptions`` maps what the
-    music is compared with to the words for the prompt; without it, the moods and genres of :func:`music_table` are
-    taken, and ``vocabulary`` says whether the words are the offline model's or plain English.
+    ``recording`` is a file, samples with their ``rate`` in Hz, or ``(samples, rate)``. ``descriptions`` maps sentences
+    to compare the music with to words for the prompt; without it, the moods and genres of :func:`music_table` serve,
+    and ``vocabulary`` says whether the words are the offline model's or plain English.
     """
 
     recording: Recording | Sound
@@ -135,20 +135,19 @@ class MusicSource:
         given = self.descriptions
         if given is not None and not (isinstance(given, Mapping) and len(given) >= 2):
             raise ValueError(
-                "descriptions maps two or more sentences about music to words for the prompt, such as "
+                "descriptions maps two or more sentences about music to words for the prompt, for example "
                 f"{{'a happy piece of music': 'a sunny meadow', ...}}; got {given!r:.80}."
             )
 
     def describe(self) -> Description:
         """Say what the music suggests; the confidence is the probability of its mood (or description), Eq. (1).
 
-        Silence says nothing, with confidence 0. Raises as :func:`.sound.read_sound`,
-        :meth:`MusicTagger.from_pretrained` and :meth:`MusicTagger.logits` do.
+        Silence says nothing, with confidence 0. Raises what :func:`.sound.read_sound`,
+        :meth:`MusicTagger.from_pretrained` and :meth:`MusicTagger.logits` raise.
         """
         tagger = self.model if isinstance(self.model, MusicTagger) else None
-        sound = read_sound(
-            self.recording, tagger.rate if tagger else 48_000, rate=self.rate
-        )  # before a model is loaded
+        # Read first, so that a bad or silent recording costs no loading; 48 kHz because the tagger's rate is unknown.
+        sound = read_sound(self.recording, tagger.rate if tagger else 48_000, rate=self.rate)
         if tagger is None and not sound.silent:
             tagger = _loaded(str(self.model))
             sound = read_sound(self.recording, tagger.rate, rate=self.rate)
@@ -169,13 +168,13 @@ class MusicSource:
 
 
 def likeliest(chances: Float[Tensor, " labels"], labels: Sequence[str]) -> tuple[str, float]:
-    """Give the label of the highest probability, and that probability."""
+    """Give the label with the highest probability, and that probability."""
     best = int(chances.argmax())
     return labels[best], min(1.0, float(chances[best]))
 
 
 def find_tagger(name: str | Path) -> str:
-    """Say where a CLAP lives: a folder or a repository id; raise what teaches where there is none."""
+    """Say where a CLAP lives, a folder or a repository id; raises what :func:`find_weights` raises."""
     return find_weights(name, TAGGERS, "music model", OFFLINE, "python -m experiments.training.music")
 
 

@@ -1,7 +1,8 @@
-"""From the mood of a piece of music to words of a picture; :func:`music_table` shows every mapping.
+"""From the mood of a piece of music to the words of a picture; :func:`music_table` shows every mapping.
 
-Colours follow what people choose for music: happier is lighter, yellower and more saturated, sadder darker and bluer,
-and it is the emotion that makes the match (Palmer, Schloss, Xu and Prado-Leon 2013). Places are this project's choice.
+The colours follow those that people choose for music: lighter, yellower and more saturated for happier music, darker
+and bluer for sadder; emotion makes the match (Palmer, Schloss, Xu and Prado-Leon 2013). The places are this project's
+own choice.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..melodies.vocabulary import GENRES, MOODS, article
 
 @dataclass(frozen=True)
 class Picture:
-    """What a mood looks like: a background and a palette of the offline world, with or without its sun; open words."""
+    """What a mood looks like: background, palette and sun in the offline world, and the same in plain English."""
 
     background: str
     palette: str
@@ -27,12 +28,12 @@ PICTURES = {  # mood -> what it looks like
     "calm": Picture("field", "earth", False, "a quiet field in soft earth colors"),
     "dreamy": Picture("hills", "pastel", False, "misty hills in pastel colors"),
 }
-MOOD_DESCRIPTIONS = {mood: f"{article(mood)} piece of music" for mood in MOODS}  # what a piece is compared with
+MOOD_DESCRIPTIONS = {mood: f"{article(mood)} piece of music" for mood in MOODS}  # what a recording is compared with
 GENRE_DESCRIPTIONS = {genre: f"{genre} music" for genre in GENRES}
 
 
 def offline_words(mood: str) -> str:
-    """Say a mood in words that the offline model was trained on: background, sun, palette.
+    """Express a mood in words that the offline model was trained on: background, sun, palette.
 
     >>> offline_words("happy")
     'in a field under the sun, vivid colors'
@@ -45,7 +46,7 @@ def offline_words(mood: str) -> str:
 
 
 def open_words(mood: str, genre: str) -> str:
-    """Say a mood and a genre in plain English, for models that know it.
+    """Express a mood and a genre in plain English, for models that know it.
 
     >>> open_words("sad", "jazz")
     'a lonely shore in cool blue colors, a sad mood, like jazz music'
@@ -54,7 +55,7 @@ def open_words(mood: str, genre: str) -> str:
 
 
 def music_table() -> str:
-    """Show as Markdown what each mood is compared with and what it becomes."""
+    """Show as Markdown the description that stands for each mood, and the words it becomes."""
     rows = ["| mood | description | offline words | open words |", "|---|---|---|---|"]
     rows += [
         f"| {mood} | {MOOD_DESCRIPTIONS[mood]} | {offline_words(mood)} | {picture.open} |"

@@ -1,4 +1,4 @@
-"""Finding the weights of a source: a short name, a folder, or a repository id of the hub."""
+"""Find the weights of a source by a short name, a folder, or a repository id of the hub."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ def find_weights(name: str | Path, table: Mapping[str, str], what: str, offline:
     """Say where a model lives: a folder or a repository id; ``table`` maps short names to either.
 
     ``what`` names the kind of model in messages; ``offline`` is the short name of the one that the command ``trainer``
-    makes. Raises ``FileNotFoundError`` where a folder holds no model, ``ValueError`` for a name that is none.
+    makes. Raises ``FileNotFoundError`` if the folder holds no model, ``ValueError`` for an unknown name.
     """
     location = Path(table.get(str(name), str(name))).expanduser()
     if location.is_dir():

@@ -8,9 +8,9 @@ from .phrases import exclusive_phrases, join_phrases, split_phrases
 
 @dataclass(frozen=True)
 class Only:
-    """A source of which only phrases of some ``kind`` are taken: its style, its background, palette or sun.
+    """A source that keeps only the phrases of some ``kind``: its style, background, palette or sun.
 
-    Kinds are those of the offline world's words (:attr:`.phrases.Phrase.kind`); several are given as a tuple.
+    The kinds are those of the offline world's words (:attr:`.phrases.Phrase.kind`); give several as a tuple.
 
     >>> Only("a cat among hills, neon style, cool colors", "style").describe().text
     'neon style'
@@ -31,7 +31,7 @@ class Only:
         return (self.kind,) if isinstance(self.kind, str) else tuple(self.kind)
 
     def describe(self) -> Description:
-        """Ask the source and keep the phrases of these kinds, with its confidence in all that it said."""
+        """Ask the source and keep its phrases of these kinds; the confidence is still that of everything it said."""
         said = as_description(self.source)
         kept = [phrase for phrase in split_phrases(said.text) if phrase.kind in self.kinds]
         return replace(said, text=join_phrases(kept), source=f"{' and '.join(self.kinds)} in {said.source}")

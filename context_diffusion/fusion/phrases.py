@@ -1,4 +1,4 @@
-"""A sentence in phrases: the pieces that can be left out of a prompt without breaking what stays."""
+"""Split a sentence into phrases: pieces that can be left out of a prompt without breaking the rest."""
 
 import re
 import string
@@ -20,7 +20,7 @@ _BETWEEN_CLAUSES = re.compile(r"[,;!?\n]+|[.:](?=\s|$)|\s[-–—]+\s")
 
 @dataclass(frozen=True)
 class Phrase:
-    """A few words, the number of the clause they belong to, and what became of them in a prompt."""
+    """A few words, the number of the clause they belong to, and their fate in a prompt."""
 
     text: str
     clause: int = 0
@@ -28,18 +28,18 @@ class Phrase:
 
     @property
     def kind(self) -> str | None:
-        """What it says in the words of the offline world: its background, sun, style or palette; else None."""
+        """What it names in the words of the offline world: background, sun, style or palette; else None."""
         return exclusive_phrases().get(self.text.casefold())
 
     def with_fate(self, fate: str) -> "Phrase":
-        """Give the same phrase another fate."""
+        """Return the same phrase with another fate."""
         return replace(self, fate=fate)
 
 
 def split_phrases(text: str) -> list[Phrase]:
-    """Split a text at commas and ends of sentences, and before words like "in", "under", "with".
+    """Split a text at commas and ends of sentences, and before words such as "in", "under" and "with".
 
-    No phrase is without a word of its own meaning: "in front of the house" stays whole.
+    Every phrase keeps at least one word that carries meaning: "in front of the house" stays whole.
 
     >>> [phrase.text for phrase in split_phrases("a boat among hills, watercolor style")]
     ['a boat', 'among hills', 'watercolor style']
@@ -59,7 +59,7 @@ def split_phrases(text: str) -> list[Phrase]:
 
 
 def join_phrases(phrases: list[Phrase]) -> str:
-    """Put phrases together again: those of one clause with a space between them, others with a comma."""
+    """Join phrases again, with a space inside a clause and a comma between clauses."""
     text = ""
     for before, phrase in zip([None, *phrases], phrases, strict=False):
         text += ("" if before is None else " " if before.clause == phrase.clause else ", ") + phrase.text
@@ -67,9 +67,9 @@ def join_phrases(phrases: list[Phrase]) -> str:
 
 
 def shortened(phrase: Phrase, words: int, fate: str) -> Iterator[list[Phrase]]:
-    """Offer a phrase of at most ``words`` words and the ``fate`` of its rest, the longest first.
+    """Offer the phrase cut to at most ``words`` words, longest first, each time with its rest under ``fate``.
 
-    What is kept ends in a word with a meaning of its own.
+    What is kept ends in a word that carries meaning.
     """
     said = phrase.text.split()
     for end in range(min(words, len(said) - 1), 0, -1):
@@ -79,18 +79,18 @@ def shortened(phrase: Phrase, words: int, fate: str) -> Iterator[list[Phrase]]:
 
 
 def bare(word: str) -> str:
-    """Give a word in lower case without the punctuation around it."""
+    """Return a word in lower case, without the punctuation around it."""
     return word.casefold().strip(string.punctuation + "“”‘’«»…")
 
 
 def meanings(text: str) -> frozenset[str]:
-    """The words of a text that carry meaning: articles, prepositions and the like left out."""
+    """The words of a text that carry meaning, without articles, prepositions and the like."""
     return frozenset(bare(word) for word in text.split()) - JOINING - BEFORE_PLACES - {""}
 
 
 @cache
 def exclusive_phrases() -> dict[str, str]:
-    """Phrases of the offline world of which a picture has one: phrase -> ``"background"``, ``"palette"``, ..."""
+    """Phrases of the offline world that exclude each other: phrase -> ``"background"``, ``"palette"``, ..."""
     from ..scenes.vocabulary import PALETTE_FAMILIES, PLACES, STYLES, SUN
 
     kinds = {phrase: "background" for places in PLACES.values() for phrase in places if phrase}

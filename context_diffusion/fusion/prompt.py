@@ -1,13 +1,13 @@
-"""One prompt from many sources: the most important words first, nothing said twice, no longer than is read.
+"""One prompt from many sources: the most important words first, nothing said twice, nothing the encoder will not read.
 
-A text encoder reads 77 tokens (CLIP) or 32 (the offline one) and never sees the rest. Where everything that the
-sources say does not fit, the room is shared out as a network shares a line among its users, by **weighted fair
-queueing** (Demers, Keshav and Shenker 1989). Phrase k of source i, of c_ik tokens, gets the finishing time
+A text encoder reads 77 tokens (CLIP) or 32 (the offline one) and never sees the rest. If what the sources say does not
+all fit, they share the room as users share a network line, by **weighted fair queueing** (Demers, Keshav and Shenker
+1989). Phrase k of source i, c_ik tokens long, gets the finishing time
 
     F_ik = (c_i1 + ... + c_ik) / s_i,        s_i = weight_i confidence_i / sum_j weight_j confidence_j,    (1)
 
-and phrases are let in by their times while they fit: a talkative source does not silence a brief one, and a source
-whose share is twice as large gets twice as many words.
+and phrases are admitted in order of these times while they fit: a talkative source does not silence a brief one, and a
+source with twice the share gets twice as many words.
 """
 
 import warnings
@@ -25,7 +25,7 @@ Said = dict[int, list[Phrase]]  # number of a source -> its phrases; the most im
 
 @dataclass(frozen=True)
 class Part:
-    """What became of one source: its share of the prompt, and each of its phrases with its fate."""
+    """What became of one source: its share of the prompt, and the fate of each of its phrases."""
 
     description: Description
     share: float  # s_i of Eq. (1)
@@ -33,17 +33,17 @@ class Part:
 
     @property
     def used(self) -> str:
-        """The words that are in the prompt."""
+        """The words of this source that are in the prompt."""
         return join_phrases([phrase for phrase in self.phrases if phrase.fate == USED])
 
 
 @dataclass(frozen=True)
 class FusedPrompt:
-    """A prompt, the parts it was made of (most important first), and how much of the encoder's length it takes."""
+    """A prompt, the parts it was made of (most important first), and how much of the encoder's length it uses."""
 
     text: str
     parts: tuple[Part, ...]
-    tokens: int  # start and end among them
+    tokens: int  # start and end included
     limit: int
 
     def __str__(self) -> str:
@@ -51,11 +51,11 @@ class FusedPrompt:
 
     @property
     def cut(self) -> list[str]:
-        """The phrases for which there was no room."""
+        """The phrases that did not fit."""
         return [phrase.text for part in self.parts for phrase in part.phrases if phrase.fate == NO_ROOM]
 
     def table(self) -> str:
-        """Lay out as text what was used of each source, and what was left out and why."""
+        """Lay out as text what each source contributed, what was left out, and why."""
         rows = [f"{self.text!r} ({self.tokens} of {self.limit} tokens)"]
         for part in self.parts:
             rows.append(f"  {part.share:4.0%}  {part.description.source}: {part.used or '-'}")
@@ -75,19 +75,19 @@ def fuse_prompts(
     max_tokens: int | None = None,
     order: str | None = None,
 ) -> FusedPrompt:
-    """Make one prompt of what several sources say, within a text encoder's length; warn with what is cut.
+    """Make one prompt from what several sources say, within a text encoder's length; warn about what is cut.
 
-    Sources come by weight times confidence, the most important first; of one source, the first words are the most
-    important. A phrase whose words were all said before is left out, and so is a second background, palette, style or
-    sun in the words of the offline world. ``template`` says where the words go: ``"{prompt}, oil on canvas"``, or by
-    the number of a source, ``"{0} seen through {1}"``. ``tokenizer`` is the one whose ``model_max_length`` counts (the
-    offline model's where none is given); with ``max_tokens`` alone, words and marks are counted.
+    Sources are ordered by weight times confidence, the most important first; within a source, the first words matter
+    most. A phrase that adds no new word is left out, and so is a second background, palette, style or sun in the words
+    of the offline world. ``template`` says where the words go: ``"{prompt}, oil on canvas"``, or by the number of a
+    source, ``"{0} seen through {1}"``. ``tokenizer`` counts the tokens and its ``model_max_length`` is the limit (by
+    default the offline model's); with ``max_tokens`` alone, words and punctuation marks are counted.
 
-    ``order="sentence"`` arranges what was let in as the captions of the offline world do: object, background, sun,
-    style, palette. Its model has learned no other grammar, and draws no boat for "by the sea, a boat". It is the
-    default where that model's tokens count; elsewhere ``"importance"`` is.
+    ``order="sentence"`` arranges the admitted phrases as the captions of the offline world do: object, background, sun,
+    style, palette. The offline model has learned no other grammar, and draws no boat for "by the sea, a boat". This is
+    the default when its tokenizer does the counting; otherwise the default is ``"importance"``.
 
-    Raises ``TypeError`` or ``ValueError`` where a source, the weights or the template are none, or nothing is said.
+    Raises ``TypeError`` or ``ValueError`` for an invalid source, weights or template, or if no source says anything.
 
     >>> print(fuse_prompts(["a boat, neon style", "rain, neon style"], [1, 3], max_tokens=77))
     rain, neon style, a boat
@@ -95,7 +95,7 @@ def fuse_prompts(
     alone = isinstance(sources, (str, Source))
     descriptions = [as_description(source, number) for number, source in enumerate([sources] if alone else sources)]
     if not descriptions:
-        raise ValueError("A prompt needs at least one source: a text, a picture, the weather, ...")
+        raise ValueError("A prompt needs at least one source: a string, a picture, the weather, ...")
     check_template(template, len(descriptions))
     order = check_order(order, offline=tokenizer is None and max_tokens is None)
     count, limit = token_counter(tokenizer, max_tokens)
@@ -111,23 +111,23 @@ def fuse_prompts(
     text = fill_template(template, said, order)
     fused = FusedPrompt(text, parts, count(text), limit)
     if not any(part.used for part in parts):
-        raise ValueError(f"No phrase fits into {limit} tokens beside the template {template!r}; shorten it.")
+        raise ValueError(f"No phrase fits into {limit} tokens next to the template {template!r}; shorten it.")
     if fused.cut:
         warnings.warn(f"The prompt is full at {limit} tokens; this is cut: {', '.join(fused.cut)!r}", stacklevel=2)
     return fused
 
 
 def shares_of(descriptions: Sequence[Description], weights: Iterable[float] | None = None) -> tuple[float, ...]:
-    """Give each source its share s_i of Eq. (1): weight times confidence, scaled to sum 1."""
+    """Give each source its share s_i of Eq. (1): weight times confidence, scaled to sum to 1."""
     scaled = normalized_weights(weights, len(descriptions), "source")
     products = [weight * one.confidence for weight, one in zip(scaled, descriptions, strict=True)]
     if not any(products):
-        raise ValueError("No source with a weight is confident of anything: each weight times confidence is 0.")
+        raise ValueError("No source with a weight is confident of anything: every weight times confidence is 0.")
     return normalized_weights(products, len(products), "source")
 
 
 def without_repetition(said: Said, shares: Sequence[float], before: str = "") -> Said:
-    """Mark the phrases that add nothing to what more important sources, or the text ``before``, say already."""
+    """Mark the phrases that add nothing to what more important sources, or the text ``before``, already say."""
     heard, kinds, marked = set(meanings(before)), set(), {}
     for number, phrases in said.items():
         marked[number] = []
@@ -149,16 +149,16 @@ def without_repetition(said: Said, shares: Sequence[float], before: str = "") ->
 def admit(
     said: Said, shares: Sequence[float], total: Callable[[Said], int], count: Callable[[str], int], limit: int
 ) -> Said:
-    """Let phrases in by their finishing times, Eq. (1), as long as the ``total`` of tokens stays within the limit.
+    """Admit phrases in order of their finishing times, Eq. (1), while the ``total`` of tokens stays within the limit.
 
-    A source of which nothing would be left gets its first phrase shortened to the words that fit.
+    A source that would otherwise fall silent has its first phrase shortened to the words that fit.
     """
     around, queue = count(""), []
     for rank, (number, phrases) in enumerate(said.items()):
         tokens = 0
         for place, phrase in enumerate(phrases):
             if phrase.fate == USED:
-                tokens += count(phrase.text) - around + 1  # and the comma
+                tokens += count(phrase.text) - around + 1  # 1 for the comma
                 queue.append((tokens / shares[number], rank, number, place))
     slots = {
         number: [[phrase.with_fate(NO_ROOM) if phrase.fate == USED else phrase] for phrase in phrases]

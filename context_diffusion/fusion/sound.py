@@ -1,7 +1,7 @@
-"""A recording as a :class:`Sound`: one channel of float32 samples in [-1, 1] at the rate that a model wants.
+"""Read a recording as a :class:`Sound`: one channel of float32 samples in [-1, 1] at the rate that a model wants.
 
-The channels are averaged, which keeps what they share; where they cancel each other, a note says so. The rate is
-changed by a polyphase filter (``scipy.signal.resample_poly``), which takes out what the new rate cannot hold.
+Channels are averaged, which keeps what they share; if they cancel each other, a note says so. A polyphase filter
+(``scipy.signal.resample_poly``) changes the rate and removes the frequencies that the new rate cannot hold.
 """
 
 import math
@@ -18,17 +18,17 @@ Recording = str | os.PathLike | tuple[ArrayLike, float] | ArrayLike  # a file, (
 LONGEST = 300.0  # seconds
 RATES = (1_000, 768_000)  # Hz, lowest and highest
 MOST_CHANNELS = 32
-KINDS = ("uint8", "int16", "int32")  # of integers that wav files hold, as scipy.io.wavfile reads them
-SILENCE = -60.0  # dBFS of the root mean square: below it, there is nothing to listen to
-CLIPPED = 0.01  # share of the samples from which on a note says so
-FULL_SCALE = 1 - 2**-15  # the largest sample of 16 bits
-FLAT = 3  # samples at full scale in a row, at least, are a clipped peak; a peak that just touches it has fewer
-TOO_LOUD = 16.0  # the largest float that can be an overdriven recording; beyond, the scale is wrong
+KINDS = ("uint8", "int16", "int32")  # the integers of wav files, as scipy.io.wavfile reads them
+SILENCE = -60.0  # dBFS, root mean square: below this there is nothing to listen to
+CLIPPED = 0.01  # share of clipped samples that earns a note
+FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample
+FLAT = 3  # so many samples at full scale in a row are a clipped peak; a peak that just touches it has fewer
+TOO_LOUD = 16.0  # the loudest an overdriven float recording can be; beyond this the scale is wrong
 
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """Samples in [-1, 1] of one channel, their rate in Hz, a name for people, and what they should know of it."""
+    """One channel of samples in [-1, 1], their rate in Hz, a name for people, and notes on what they should know."""
 
     samples: Float32[np.ndarray, " samples"]
     rate: int
@@ -37,12 +37,12 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """The duration."""
         return len(self.samples) / self.rate
 
     @property
     def level(self) -> float:
-        """The loudness in dBFS: 20 log10 of the root mean square about the mean, -inf where nothing moves."""
+        """The loudness in dBFS: 20 log10 of the root mean square about the mean, -inf for constant samples."""
         spread = float(self.samples.std(dtype=np.float64))
         return 20 * math.log10(spread) if spread > 1e-9 else -math.inf
 
@@ -55,13 +55,13 @@ class Sound:
 def read_sound(
     recording: Recording | Sound, target_rate: int, *, rate: float | None = None, longest: float = LONGEST
 ) -> Sound:
-    """Read a recording: a wav, flac or ogg file, a pair ``(samples, rate)``, or samples whose ``rate`` is given beside.
+    """Read a recording: a wav, flac, ogg or mp3 file, a pair ``(samples, rate)``, or samples with their ``rate``.
 
-    Samples have the shape (samples,) or (samples, channels); they are floats in [-1, 1], or integers of
+    Samples have the shape (samples,) or (samples, channels) and are floats in [-1, 1] or integers of a kind in
     :data:`KINDS`, which are scaled by their range. Floats beyond 1 are cut off there and counted as clipped.
 
-    Raises ``FileNotFoundError`` for a missing file, and ``ValueError`` or ``TypeError`` for one that is broken, empty,
-    or longer than ``longest`` seconds, and for samples of another shape or kind, or not finite.
+    Raises ``FileNotFoundError`` for a missing file, and ``ValueError`` or ``TypeError`` for a recording that is broken,
+    empty or longer than ``longest`` seconds, and for samples of another shape or kind, or not finite.
 
     >>> read_sound(([0, 0.5, 0, -0.5] * 4000, 16000), 8000).seconds
     1.0
@@ -83,7 +83,7 @@ def read_sound(
 
 
 def check_rate(rate: object) -> int:
-    """Return a sampling rate as a whole number of Hz, or say what one is."""
+    """Return a sampling rate as a whole number of Hz; raise ``ValueError`` for anything else."""
     number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
     if not number or not math.isfinite(rate) or rate != int(rate) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_rate(rate: object) -> int:
 
 
 def resampled(samples: Float32[np.ndarray, " samples"], rate: int, target: int) -> Float32[np.ndarray, " others"]:
-    """Change the rate by target/rate with scipy's polyphase filter; the result is held within [-1, 1]."""
+    """Change the rate by target/rate with scipy's polyphase filter; the result is clipped to [-1, 1]."""
     from scipy.signal import resample_poly
 
     if rate != target:
@@ -104,15 +104,15 @@ def resampled(samples: Float32[np.ndarray, " samples"], rate: int, target: int) 
 
 
 def clipped_share(samples: np.ndarray) -> float:
-    """Say what share of the samples (of every channel) lies in a flat peak: at full scale, :data:`FLAT` in a row."""
+    """Share of the samples, over all channels, in a flat peak: at least :data:`FLAT` in a row at full scale."""
     high = np.pad(np.abs(samples) >= FULL_SCALE, ((FLAT - 1, FLAT - 1), (0, 0)))
-    starts = np.logical_and.reduce([high[i : len(high) - FLAT + 1 + i] for i in range(FLAT)])  # a flat run starts here
+    starts = np.logical_and.reduce([high[i : len(high) - FLAT + 1 + i] for i in range(FLAT)])  # where a flat run starts
     flat = np.logical_or.reduce([starts[FLAT - 1 - i : len(starts) - i] for i in range(FLAT)])
     return float(flat.mean())
 
 
 def _sound(samples: Float32[np.ndarray, "samples channels"], rate: int, target: int, name: str) -> Sound:
-    """Average the channels, change the rate, and look for what people should know."""
+    """Average the channels, change the rate, and note what people should know."""
     notes, share = [], clipped_share(samples)
     if share >= CLIPPED:
         notes.append(f"{share:.0%} of the samples are clipped")
@@ -129,7 +129,7 @@ def _sound(samples: Float32[np.ndarray, "samples channels"], rate: int, target: 
 
 
 def _from_file(file: Path, longest: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
-    """Read a file's samples and rate, its length checked before anything is read."""
+    """Read a file's samples and rate, after checking its length."""
     import soundfile
 
     if not file.is_file():
@@ -149,11 +149,11 @@ def _from_file(file: Path, longest: float) -> tuple[Float32[np.ndarray, "samples
 
 
 def _channels(samples: ArrayLike) -> np.ndarray:
-    """Bring samples to the shape (samples, channels), or say what is wrong with them."""
+    """Bring samples to the shape (samples, channels), or raise an error that says what is wrong with them."""
     try:
         array = np.asarray(samples)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"Samples are an array of numbers; this is a {type(samples).__name__} ({error}).") from error
+        raise TypeError(f"Samples are an array of numbers; got a {type(samples).__name__} ({error}).") from error
     if array.dtype.kind != "f" and array.dtype.name not in KINDS:
         raise TypeError(f"Samples are floats in [-1, 1], or integers of {', '.join(KINDS)}; these are {array.dtype}.")
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= array.shape[1] <= MOST_CHANNELS):
@@ -168,11 +168,11 @@ def _check_length(count: int, rate: int, longest: float, name: str) -> None:
     if not count:
         raise ValueError(f"{name} is empty: it holds no samples.")
     if count / rate > longest:
-        raise ValueError(f"{name} lasts {count / rate:,.0f} s and at most {longest:g} s are listened to; cut it.")
+        raise ValueError(f"{name} lasts {count / rate:,.0f} s and at most {longest:g} s are heard; cut it.")
 
 
 def _scaled(samples: np.ndarray, name: str) -> Float32[np.ndarray, "samples channels"]:
-    """Bring integers and floats to float32, full scale at 1."""
+    """Bring integers and floats to float32 with full scale at 1."""
     if samples.dtype.kind != "f":
         half = 2.0 ** (8 * samples.dtype.itemsize - 1)
         return ((samples - (half if samples.dtype.kind == "u" else 0.0)) / half).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Speech as words: Whisper (Radford et al. 2023), the offline one or one of the hub."""
+"""Speech as words: Whisper (Radford et al. 2023), offline or from the hub."""
 
 import math
 import string
@@ -28,14 +28,14 @@ TRANSCRIBERS = {  # name -> folder or repository id
 }
 RATE = 16_000  # Hz; every Whisper's
 BATCH_SIZE = 16  # windows at once
-PAUSE = 0.2  # seconds that are quietest together: where long speech is cut
+PAUSE = 0.2  # seconds; long speech is cut where a stretch of this length is quietest
 
 
 class Transcriber:
     """A Whisper with its tokenizer and feature extractor; call it with a :class:`.sound.Sound` at its ``rate``.
 
-    ``language`` (None: it listens for that itself) and ``task``, where ``"translate"`` gives English, are for Whispers
-    of many languages; the others take no notice.
+    ``language`` (None: the model finds out) and ``task`` (``"translate"`` gives English) are for multilingual Whispers;
+    the others ignore them.
 
     >>> transcribe = Transcriber.from_pretrained()  # doctest: +SKIP
     >>> transcribe(read_sound("boat.wav", transcribe.rate)).text  # doctest: +SKIP
@@ -53,10 +53,10 @@ class Transcriber:
     def from_pretrained(
         cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu", **options
     ) -> "Transcriber":
-        """Load ``"tiny-fusion"`` (offline), ``"whisper"`` (hub), a folder, or a repository id of a Whisper.
+        """Load ``"tiny-fusion"`` (offline), ``"whisper"`` (hub), or a Whisper by its folder or repository id.
 
         ``options`` are ``language`` and ``task``. Raises ``ValueError`` for an unknown name, ``FileNotFoundError``
-        where the weights cannot be had.
+        if the weights are not to be had.
         """
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -71,7 +71,7 @@ class Transcriber:
 
     @property
     def window(self) -> int:
-        """Samples that are heard at once."""
+        """Samples that the network hears at once."""
         return self.processor.feature_extractor.n_samples
 
     def __call__(self, sound: Sound) -> Description:
@@ -79,11 +79,11 @@ class Transcriber:
         return self.describe_all([sound])[0]
 
     def describe_all(self, sounds: Iterable[Sound]) -> list[Description]:
-        """Write down what is said in each recording, always by the likeliest next word.
+        """Write down what is said in each recording, always taking the likeliest next word.
 
-        The confidence is the geometric mean of the words' probabilities, exp(1/n sum_k log p_k), the ends among them;
-        0 for silence, which the network is not asked about, and where no words are heard. Speech longer than the
-        window is cut where it pauses (:func:`cut_at_pauses`). Raises ``ValueError`` for a sound at another rate.
+        The confidence is the geometric mean of the tokens' probabilities, exp(1/n sum_k log p_k), the ends included; it
+        is 0 if no words are heard, and for silence, which never reaches the network. Speech longer than the window is
+        cut at its pauses (:func:`cut_at_pauses`). Raises ``ValueError`` for a sound at another rate.
         """
         sounds = list(sounds)
         for sound in sounds:
@@ -100,7 +100,7 @@ class Transcriber:
 
     @torch.inference_mode()
     def _hear(self, windows: list[Float[np.ndarray, " _"]]) -> list[tuple[str, float, int]]:
-        """Give the text of each window, its confidence, and the number of tokens behind that."""
+        """Give the text of each window, its confidence, and the number of tokens behind the confidence."""
         inputs = self.processor(windows, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True)
         many = getattr(self.network.generation_config, "is_multilingual", False)
         with _without_remarks():
@@ -118,7 +118,7 @@ class Transcriber:
         return [(text.strip(), value, count) for text, value, count in zip(texts, sure, counts, strict=True)]
 
     def _describe(self, sound: Sound, heard: list[tuple[str, float, int]]) -> Description:
-        """Put the windows of a recording together."""
+        """Join the windows of one recording."""
         source, notes = f"speech in {sound.name}", sound.notes
         text = join_texts([said for said, *_ in heard])
         if not text:
@@ -131,7 +131,7 @@ class Transcriber:
 
 @dataclass(frozen=True)
 class AudioSource:
-    """Something spoken as a source of words; ``model`` is a :class:`Transcriber` or the name of one.
+    """Speech as a source of words; ``model`` is a :class:`Transcriber` or its name.
 
     ``recording`` is a file, samples with their ``rate`` in Hz, or ``(samples, rate)``.
     """
@@ -143,9 +143,9 @@ class AudioSource:
     def describe(self) -> Description:
         """Write down what is said; silence says nothing, with confidence 0 and a note.
 
-        Raises as :func:`.sound.read_sound` and :meth:`Transcriber.from_pretrained` do.
+        Raises what :func:`.sound.read_sound` and :meth:`Transcriber.from_pretrained` raise.
         """
-        sound = read_sound(self.recording, RATE, rate=self.rate)  # before any model is loaded
+        sound = read_sound(self.recording, RATE, rate=self.rate)  # first: a bad recording costs no loading
         if sound.silent:
             return Description("", 0.0, f"speech in {sound.name}", sound.notes)
         transcriber = self.model if isinstance(self.model, Transcriber) else _loaded(str(self.model))
@@ -153,23 +153,23 @@ class AudioSource:
 
 
 def cut_at_pauses(samples: Float[np.ndarray, " samples"], longest: int, rate: int) -> list[Float[np.ndarray, " _"]]:
-    """Cut into pieces of at most ``longest`` samples, each at the quietest :data:`PAUSE` of a window's second half.
+    """Cut into pieces of at most ``longest`` samples, each at the quietest :data:`PAUSE` in a window's second half.
 
-    The pieces put together are the samples again.
+    The pieces, joined, are the samples again.
     """
     pieces, width = [], max(1, min(round(PAUSE * rate), longest // 4))
     while len(samples) > longest:
         half = longest // 2
         power = np.concatenate([[0.0], np.cumsum(samples[half:longest].astype(np.float64) ** 2)])
         loud = power[width:] - power[:-width]
-        cut = half + len(loud) - 1 - int(np.argmin(loud[::-1])) + width // 2  # of equals the last: few pieces
+        cut = half + len(loud) - 1 - int(np.argmin(loud[::-1])) + width // 2  # the last of equals, for fewer pieces
         pieces.append(samples[:cut])
         samples = samples[cut:]
     return [*pieces, samples]
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Put what was heard in several windows together, with a comma where there is no other mark.
+    """Join what was heard in several windows, with a comma unless the text already ends in punctuation.
 
     >>> join_texts(["a boat by the sea", "", "neon style"])
     'a boat by the sea, neon style'
@@ -182,14 +182,14 @@ def join_texts(texts: Iterable[str]) -> str:
 
 
 def find_transcriber(name: str | Path) -> str:
-    """Say where a Whisper lives: a folder or a repository id; raise what teaches where there is none."""
+    """Say where a Whisper lives, a folder or a repository id; raises what :func:`find_weights` raises."""
     trainer = "python -m experiments.training.speech"
     return find_weights(name, TRANSCRIBERS, "transcriber", OFFLINE, trainer)
 
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Keep Whisper's remarks on arguments that it hands to itself from the reader, who cannot act on them."""
+    """Silence Whisper's warnings about arguments it passes to itself: the reader cannot act on them."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

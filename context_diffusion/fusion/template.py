@@ -1,4 +1,4 @@
-"""Where the words of a prompt go, and how many tokens they are."""
+"""Where the words of a prompt go, and how many tokens they take."""
 
 import re
 import string
@@ -12,17 +12,17 @@ ALL = "prompt"  # the field of every source that has no field of its own
 
 
 def check_template(template: str, sources: int) -> None:
-    """Raise ``ValueError`` unless a template can be read and every source has its place in it."""
+    """Raise ``ValueError`` unless the template can be read and has a place for every source."""
     try:
         parsed = list(string.Formatter().parse(template))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"A template is a text with {{prompt}} in it, braces in pairs; got {template!r}.") from error
+        raise ValueError(f"A template is text around {{prompt}}, with braces in pairs; got {template!r}.") from error
     fields = [name for _, name, *_ in parsed if name is not None]
     numbers = [str(number) for number in range(sources)]
     if not {*fields} <= {ALL, *numbers} or any(form or conversion for _, _, form, conversion in parsed):
         raise ValueError(
-            f"A template's fields are {{prompt}} and the numbers of sources, {{0}} to {{{sources - 1}}}, with nothing "
-            f"else in the braces; got {template!r}."
+            f"The fields of a template are {{prompt}} and the numbers of sources, {{0}} to {{{sources - 1}}}, with "
+            f"nothing else in the braces; got {template!r}."
         )
     placeless = [] if ALL in fields else [number for number in numbers if number not in fields]
     if placeless:
@@ -30,7 +30,7 @@ def check_template(template: str, sources: int) -> None:
 
 
 def check_order(order: str | None, *, offline: bool) -> str:
-    """Return the order asked for, or the one that suits: sentences for the offline model."""
+    """Return the order asked for; by default ``"sentence"`` for the offline model, else ``"importance"``."""
     if order is None:
         return "sentence" if offline else "importance"
     if order not in ORDERS:
@@ -39,14 +39,14 @@ def check_order(order: str | None, *, offline: bool) -> str:
 
 
 def literal_text(template: str) -> str:
-    """Give what a template itself says."""
+    """Give the text of a template without its fields."""
     return " ".join(text for text, *_ in string.Formatter().parse(template))
 
 
 def fill_template(template: str, said: Mapping[int, list[Phrase]], order: str = "importance") -> str:
-    """Put the used phrases of each source into its field, those of all others into ``{prompt}``, arranged by ``order``.
+    """Put the used phrases of each source into its own field, or into ``{prompt}``, arranged by ``order``.
 
-    Commas that an empty field leaves behind are taken out.
+    Commas left behind by an empty field are removed.
     """
     parsed = [(text, name) for text, name, *_ in string.Formatter().parse(template)]
     used = {str(i): [phrase for phrase in phrases if phrase.fate == USED] for i, phrases in said.items()}
@@ -58,9 +58,9 @@ def fill_template(template: str, said: Mapping[int, list[Phrase]], order: str = 
 
 
 def arrange(sources: Sequence[list[Phrase]], order: str) -> str:
-    """Join what several sources say: one source after the other, or as one sentence of the offline world.
+    """Join what several sources say, one source after the other or as one sentence of the offline world.
 
-    Such a sentence has its object first, then background and sun, then style, then palette.
+    Such a sentence names the object first, then background and sun, then style, then palette.
     """
     if order == "importance":
         return ", ".join(join_phrases(phrases) for phrases in sources if phrases)
@@ -71,9 +71,10 @@ def arrange(sources: Sequence[list[Phrase]], order: str) -> str:
 
 
 def token_counter(tokenizer=None, max_tokens: int | None = None) -> tuple[Callable[[str], int], int]:
-    """Choose how tokens are counted, start and end among them, and how many there may be.
+    """Choose how tokens are counted, start and end included, and how many are allowed.
 
-    By the tokenizer given; with a number alone, words and marks are counted; with neither, by the offline model's.
+    A tokenizer counts its own tokens; a number alone counts words and punctuation marks; with neither, the offline
+    model's tokenizer counts.
     """
     if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 3):
         raise ValueError(f"max_tokens is a whole number of at least 3 (start, a word, end); got {max_tokens!r}.")

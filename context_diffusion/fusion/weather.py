@@ -1,9 +1,9 @@
-"""The weather at a place as words: OpenWeatherMap with a key, Open-Meteo without one, or a recorded answer.
+"""The weather somewhere as words: OpenWeatherMap with a key, Open-Meteo without one, or a recorded answer.
 
     weather = WeatherSource("Lisbon", provider="open-meteo")
     weather = WeatherSource(recorded="data/weather/rain-at-dusk.json")      # no network
 
-The key of OpenWeatherMap comes from the environment variable ``OPENWEATHER_API_KEY`` and is never shown.
+OpenWeatherMap's key comes from the environment variable ``OPENWEATHER_API_KEY`` and is never shown.
 """
 
 import math
@@ -23,7 +23,7 @@ Place = str | tuple[float, float]  # a name, or latitude and longitude in degree
 
 @dataclass(frozen=True)
 class Provider:
-    """A weather service: its name for people, its address, and that of its search for places."""
+    """A weather service: its name for people, its address, and the address of its place search, if it has one."""
 
     name: str
     url: str
@@ -40,10 +40,10 @@ PROVIDERS = {
 
 @dataclass(frozen=True)
 class WeatherSource:
-    """The weather at a ``place`` (a name, or latitude and longitude), or a ``recorded`` answer, as a source of words.
+    """The weather at a ``place`` (a name, or latitude and longitude), or in a ``recorded`` answer, as words.
 
-    ``vocabulary`` is ``"offline"`` for words that the offline model knows, ``"open"`` for plain English. Nothing is
-    asked before :meth:`describe`.
+    ``vocabulary`` is ``"offline"`` for words that the offline model knows, ``"open"`` for plain English. No request is
+    sent before :meth:`describe`.
     """
 
     place: Place | None = None
@@ -54,7 +54,7 @@ class WeatherSource:
 
     def __post_init__(self) -> None:
         if (self.place is None) == (self.recorded is None):
-            raise ValueError("Give a place, such as 'Lisbon' or (38.7, -9.1), or a recorded answer: one of the two.")
+            raise ValueError("Give one of the two: a place, such as 'Lisbon' or (38.7, -9.1), or a recorded answer.")
         if self.vocabulary not in ("offline", "open"):
             raise ValueError(f"vocabulary is 'offline' or 'open', not {self.vocabulary!r}.")
         _provider(self.provider)
@@ -62,7 +62,7 @@ class WeatherSource:
             check_place(self.place)
 
     def describe(self) -> Description:
-        """Ask or read, and put it into words; raises as :func:`fetch_weather` and :func:`read_weather` do."""
+        """Fetch or read the weather and put it into words; raises what those two functions raise."""
         if self.recorded is not None:
             weather, origin = read_weather(self.recorded), f"recorded in {Path(self.recorded).name}"
         else:
@@ -75,10 +75,10 @@ class WeatherSource:
 
 
 def fetch_weather(place: Place, provider: str = "openweathermap", patience: Patience | None = None) -> dict:
-    """Ask a service for the weather at a place now, and return its answer as it is.
+    """Ask a service for the present weather at a place, and return its answer unchanged.
 
-    Raises ``ValueError`` for a place or key that is none, ``PermissionError`` for a key that is refused,
-    ``TimeoutError`` or ``ConnectionError`` where no answer can be had; the key is in none of the messages.
+    Raises ``ValueError`` for an invalid place or key, ``PermissionError`` for a key that is refused, ``TimeoutError``
+    or ``ConnectionError`` if no answer arrives; no message shows the key.
     """
     service, named = _provider(provider), isinstance(check_place(place), str)
     if service.places:
@@ -93,15 +93,15 @@ def fetch_weather(place: Place, provider: str = "openweathermap", patience: Pati
 
 
 def api_key() -> str:
-    """Read OpenWeatherMap's key from the environment; raise ``ValueError`` without showing it if it can be none."""
+    """Read OpenWeatherMap's key from the environment; raise ``ValueError``, without showing it, if it cannot be one."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key:
         raise ValueError(
-            f"OpenWeatherMap needs a key: set the environment variable {KEY_VARIABLE}, take provider='open-meteo', "
-            "which needs none, or a recorded answer (data/weather/)."
+            f"OpenWeatherMap needs a key: set the environment variable {KEY_VARIABLE}, or take provider='open-meteo', "
+            "which needs no key, or a recorded answer (data/weather/)."
         )
     if not (key.isascii() and key.isalnum() and 8 <= len(key) <= 128):
-        raise ValueError(f"{KEY_VARIABLE} holds no key: one is made of letters and digits, 32 of them.")
+        raise ValueError(f"{KEY_VARIABLE} holds no key: a key is 32 letters and digits.")
     return key
 
 
@@ -126,8 +126,8 @@ def _provider(name: str) -> Provider:
 
 
 def _coordinates(service: Provider, place: str, patience: Patience | None) -> tuple[float, float]:
-    """Ask where a place is: the first, and so the largest, of that name."""
+    """Ask where a place is; of several, the service lists the largest first, and that one is taken."""
     answer = get_json(service.name, service.places, {"name": place, "count": 1}, patience=patience)
     if not answer.get("results"):
-        raise ValueError(f"{service.name} knows no place {place!r}; try its English name, or (latitude, longitude).")
+        raise ValueError(f"{service.name} knows no place {place!r}; try its English name or (latitude, longitude).")
     return tuple(number_at(answer, service.name, "results", 0, axis) for axis in ("latitude", "longitude"))

@@ -1,6 +1,6 @@
-"""What weather services answer, read into one form: OpenWeatherMap's current weather, Open-Meteo's forecast.
+"""Read the answers of weather services into one form: OpenWeatherMap's current weather, Open-Meteo's forecast.
 
-Every field is checked before it is used: a service may answer nonsense, and a file may hold anything.
+Every field is checked before use: a service may answer nonsense, and a file may hold anything.
 """
 
 import json
@@ -24,12 +24,12 @@ from .weather_words import (
 )
 
 NAMES = ("OpenWeatherMap", "Open-Meteo")
-COLDEST, HOTTEST = -95.0, 65.0  # degrees Celsius: beyond what was ever measured near the ground on Earth
+COLDEST, HOTTEST = -95.0, 65.0  # degrees Celsius: a little beyond the records measured near the ground
 
 
 @dataclass(frozen=True)
 class Weather:
-    """What a service said, in one form for all services."""
+    """What a service said, in the same form for all services."""
 
     kind: str  # "rain", "clouds", ...: a key of weather_words.BACKGROUNDS
     condition: str  # "heavy rain"
@@ -39,7 +39,7 @@ class Weather:
     place: str = ""
 
     def words(self, vocabulary: Literal["offline", "open"] = "offline") -> str:
-        """Say it in the words of the offline model's captions, or in plain English for models that know it.
+        """Put it in the words of the offline model's captions, or in plain English (``"open"``) for other models.
 
         >>> Weather("rain", "heavy rain", 4.5, "dusk", "Open-Meteo").words("open")
         'heavy rain at dusk, cold weather'
@@ -51,9 +51,9 @@ class Weather:
 
 
 def read_weather(answer: Mapping | str | os.PathLike) -> Weather:
-    """Read an answer of either service, or the file in which one was recorded.
+    """Read an answer of either service, or a file that recorded one.
 
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for what is no such answer.
+    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for anything that is not such an answer.
     """
     if not isinstance(answer, Mapping):
         answer = _recorded(Path(answer))
@@ -62,8 +62,8 @@ def read_weather(answer: Mapping | str | os.PathLike) -> Weather:
     if "weather" in answer:
         return _read_openweathermap(answer)
     raise ValueError(
-        "This is no current-weather answer: OpenWeatherMap's has a field 'weather', Open-Meteo's a field 'current'; "
-        f"here: {', '.join(map(str, answer))[:80] or 'none'}."
+        "This is no answer about the current weather: OpenWeatherMap's has a field 'weather', Open-Meteo's a field "
+        f"'current'; this one has {', '.join(map(str, answer))[:80] or 'no fields'}."
     )
 
 
@@ -71,13 +71,13 @@ def _recorded(file: Path) -> Mapping:
     if not file.is_file():
         raise FileNotFoundError(f"There is no recorded answer {file} (looked from {Path.cwd()}).")
     if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{file} has more than {MAX_BYTES:,} bytes, which is no recorded weather.")
+        raise ValueError(f"{file} has more than {MAX_BYTES:,} bytes; no recorded answer is that long.")
     try:
         answer = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise ValueError(f"{file} holds no JSON object; record a service's answer as it comes.")
+        raise ValueError(f"{file} holds no JSON object; record a service's answer unchanged.")
     return answer
 
 
@@ -109,7 +109,7 @@ def _condition(code: float, codes: Codes, name: str) -> tuple[str, str]:
 
 
 def _light(now: object, sun: object, day: bool) -> str:
-    """Find the light from the times of sunrise and sunset; where the sun does neither, from day or night as said."""
+    """Find the light from the times of sunrise and sunset; if the sun does neither, trust the answer's ``day``."""
     times = [now, *(sun.get(key) if isinstance(sun, Mapping) else None for key in ("sunrise", "sunset"))]
     if all(isinstance(time, (int, float)) and 0 < time < 1e11 for time in times) and times[1] != times[2]:
         return light_word(*times)
@@ -119,13 +119,13 @@ def _light(now: object, sun: object, day: bool) -> str:
 def _celsius(value: float, name: str) -> float:
     if not COLDEST <= value <= HOTTEST:
         raise ValueError(
-            f"{name}'s temperature of {value:g} is none in degrees Celsius near the ground; ask with units=metric."
+            f"{name}'s temperature of {value:g} cannot be degrees Celsius near the ground; ask with units=metric."
         )
     return float(value)
 
 
 def number_at(answer: object, name: str, *path: str | int) -> float:
-    """Follow a path into an answer to a finite number, or say where there is none."""
+    """Follow a path into an answer to a finite number, or raise ``ValueError`` that says where it is missing."""
     value = answer
     for step in path:
         try:

@@ -1,7 +1,7 @@
-"""From the numbers of a weather service to words, and from those to the few words that the offline model knows.
+"""From a weather service's numbers to words, and on to the few words that the offline model knows.
 
-Codes are OpenWeatherMap's condition ids and, of Open-Meteo, those of the World Meteorological Organization (table 4677,
-as the service groups them). :func:`offline_table` shows every mapping to the offline vocabulary.
+The codes are OpenWeatherMap's condition ids and, for Open-Meteo, those of the World Meteorological Organization (table
+4677, as the service groups them). :func:`offline_table` shows every mapping to the offline vocabulary.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ OPEN_METEO: Codes = {
 TEMPERATURES = (("freezing", 0), ("cold", 10), ("mild", 18), ("warm", 27), ("hot", float("inf")))  # below, in Celsius
 LIGHTS = {"dawn": "at dawn", "day": "by day", "dusk": "at dusk", "night": "at night"}
 
-# The offline world. A background for each kind of weather; a palette by the kind, else by the light, else by the
-# temperature. It has no word for night or for rain: its captions name object, background, sun, palette and style.
+# The offline world: a background for each kind of weather; a palette by the kind, else by the light, else by the
+# temperature. No caption there speaks of night or rain, only of object, background, sun, palette and style.
 BACKGROUNDS = {
     "storm": "sea", "drizzle": "hills", "rain": "sea", "snow": "plain", "fog": "hills", "dust": "plain", "wind": "sea",
     "clear": "field", "clouds": "hills",
@@ -57,7 +57,7 @@ _DAY = 24 * 60 * 60
 
 
 def condition(code: int, codes: Codes) -> tuple[str, str] | None:
-    """Find the kind of weather and the words for a code of a service; None for one that it does not document.
+    """Find the kind of weather and the words for a service's code; None for a code it does not document.
 
     >>> condition(502, OPENWEATHERMAP)
     ('rain', 'heavy rain')
@@ -79,7 +79,7 @@ def temperature_word(celsius: float) -> str:
 def light_word(now: float, sunrise: float, sunset: float) -> str:
     """Name the light at a time of day: ``"dawn"``, ``"day"``, ``"dusk"`` or ``"night"``; times in seconds.
 
-    Only the hours count, not the dates, so that yesterday's sunset serves too.
+    Only the hours count, not the dates, so yesterday's sunset will do.
 
     >>> light_word(now=12 * 3600, sunrise=6 * 3600, sunset=20 * 3600)
     'day'
@@ -93,7 +93,7 @@ def light_word(now: float, sunrise: float, sunset: float) -> str:
 
 
 def offline_words(kind: str, temperature: str, light: str) -> str:
-    """Say the weather in words that the offline model was trained on: background, sun, palette.
+    """Describe the weather in words that the offline model was trained on: background, sun, palette.
 
     >>> offline_words("clear", "warm", "day")
     'in a field under the sun, vivid colors'
@@ -107,7 +107,7 @@ def offline_words(kind: str, temperature: str, light: str) -> str:
 
 
 def offline_table() -> str:
-    """Show as Markdown what each kind of weather becomes offline, by light and temperature where those decide."""
+    """Show as Markdown what each kind of weather becomes offline, by light and temperature where they matter."""
     rows = ["| weather | light | temperature | offline words |", "|---|---|---|---|"]
     for kind in BACKGROUNDS:
         if kind in PALETTE_BY_KIND:
