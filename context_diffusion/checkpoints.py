@@ -1,4 +1,4 @@
-"""The table of models by name, and loading them: safetensors only, no remote code, offline by default.
+"""THE table of models by name, and finding and loading their parts: safetensors only, offline by default.
 
 A *name* is one of the table, a folder in the ``save_pretrained`` layout, or a repository id of the Hugging Face hub.
 Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``, ``dino``, ``depth``,
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .checks import hint
-from .files import TINY_SCENES
+from .files import TINY_FUSION, TINY_SCENES
 
 DEFAULT = "tiny-scenes"
 
@@ -34,10 +34,19 @@ class Model:
     control_scale: float = 1.0  # of the ControlNets' residuals
     prompt_order: str = "importance"  # of the words of a prompt fused from several sources
     guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
+    evaluation_steps: int = 50  # of the papers' protocols
     half_on_gpu: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
     adapter_file: str = ""  # inside the part "ip-adapter", whose image encoder is models/image_encoder
 
+
+# What the hub models share: networks for layout, contexts and scores.
+HUB_PARTS = {
+    "ip-adapter": "h94/IP-Adapter",
+    "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+    "clip": "openai/clip-vit-large-patch14",
+    "dino": "facebook/dino-vitb8",
+}
 
 MODELS = {
     model.name: model
@@ -52,6 +61,7 @@ MODELS = {
             control_scale=1.5,
             guided_control=True,
             prompt_order="sentence",  # that of its captions
+            evaluation_steps=15,
             half_on_gpu=False,
         ),
         Model(
@@ -63,10 +73,7 @@ MODELS = {
             parts={
                 "controlnet-canny": "lllyasviel/control_v11p_sd15_canny",
                 "controlnet-depth": "lllyasviel/control_v11f1p_sd15_depth",
-                "ip-adapter": "h94/IP-Adapter",
-                "depth": "depth-anything/Depth-Anything-V2-Small-hf",
-                "clip": "openai/clip-vit-large-patch14",
-                "dino": "facebook/dino-vitb8",
+                **HUB_PARTS,
             },
             adapter_file="models/ip-adapter_sd15.safetensors",
         ),
@@ -80,15 +87,59 @@ MODELS = {
             parts={
                 "controlnet-canny": "diffusers/controlnet-canny-sdxl-1.0",
                 "controlnet-depth": "diffusers/controlnet-depth-sdxl-1.0",
-                "ip-adapter": "h94/IP-Adapter",
-                "depth": "depth-anything/Depth-Anything-V2-Small-hf",
-                "clip": "openai/clip-vit-large-patch14",
-                "dino": "facebook/dino-vitb8",
+                **HUB_PARTS,
             },
             adapter_file="sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of the table of networks that stand alone: they encode pictures, or turn something into words."""
+
+    kind: str
+    name: str
+    location: str  # a folder or a repository id
+    megabytes: int
+    licence: str
+    trainer: str = ""  # the command that makes it, where it is the project's own
+
+
+NETWORKS = (
+    Network("encoder", "clip", HUB_PARTS["clip"], 1700, "MIT"),
+    Network("encoder", "siglip", "google/siglip-base-patch16-224", 810, "Apache-2.0"),
+    Network("encoder", "dino", HUB_PARTS["dino"], 340, "Apache-2.0"),
+    Network("encoder", "dinov2", "facebook/dinov2-base", 350, "Apache-2.0"),
+    Network("captioner", "tiny-fusion", str(TINY_FUSION / "captioner"), 2, "MIT", "experiments.training.captioner"),
+    Network("captioner", "blip", "Salesforce/blip-image-captioning-large", 1900, "BSD-3-Clause"),
+    Network("transcriber", "tiny-fusion", str(TINY_FUSION / "speech"), 2, "MIT", "experiments.training.speech"),
+    Network("transcriber", "whisper", "openai/whisper-base", 290, "MIT"),
+    Network("music model", "tiny-fusion", str(TINY_FUSION / "music"), 2, "MIT", "experiments.training.music"),
+    Network("music model", "clap", "laion/clap-htsat-unfused", 600, "Apache-2.0"),
+)
+
+
+def find_network(kind: str, name: str | Path) -> str:
+    """Say where a network of a kind lives, by its name in the table, as a folder, or as a repository id.
+
+    Raises ``FileNotFoundError`` if a folder holds no model, ``ValueError`` with the near names for an unknown one.
+    """
+    rows = {row.name: row for row in NETWORKS if row.kind == kind}
+    row = rows.get(str(name))
+    location = Path(row.location if row else str(name)).expanduser()
+    if location.is_dir():
+        if not (location / "config.json").is_file():
+            raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
+        return str(location)
+    if row and row.trainer:
+        raise FileNotFoundError(f"The offline {kind} is not at {location}; `python -m {row.trainer}` trains it.")
+    if row or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return row.location if row else str(name)
+    raise ValueError(
+        f"There is no {kind} {str(name)!r}: give {' or '.join(rows)}, an existing folder, or owner/name{hint(name, rows)}"
+    )
 
 
 def find_model(name: str | Path = DEFAULT) -> Model:
