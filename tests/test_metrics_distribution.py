@@ -163,7 +163,7 @@ def test_kernel_distance_of_one_crowd_is_around_zero_where_frechet_is_not():
         (lambda: frechet_distance(crowd(9, 3, 0), crowd(9, 4, 1)), "they have 3 and 4"),
         (lambda: FeatureMoments().update(crowd(4, 3, 0)).update(crowd(4, 2, 0)), "2 came after 3"),
         (lambda: kernel_distance(crowd(9, 3, 0), crowd(9, 4, 1)), "they have 3 and 4"),
-        (lambda: kernel_distance(crowd(9, 3, 0), crowd(2, 3, 1)), "at least 3 pictures a side; got 2"),
+        (lambda: kernel_distance(crowd(9, 3, 0), crowd(2, 3, 1)), "at least 3 pictures on each side; got 2"),
         (lambda: kernel_distance(crowd(40, 3, 0), crowd(10, 3, 1), subset_size=10), "more of them than the other"),
         (lambda: kernel_distance(crowd(9, 3, 0), crowd(9, 3, 1), subset_size=2), "at least 3"),
     ],

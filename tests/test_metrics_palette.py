@@ -123,7 +123,7 @@ def test_palette_distance_takes_sets_palettes_and_one_target_for_all():
     ("call", "message"),
     [
         (lambda: palette_of([]), "at least one picture"),
-        (lambda: palette_of(flat(0, 0, 0), colors=0), "at least one colour, not 0"),
+        (lambda: palette_of(flat(0, 0, 0), colors=0), "at least one colour; got 0"),
         (lambda: palette_distances([flat(0, 0, 0)], []), "runs out after 0"),
     ],
 )

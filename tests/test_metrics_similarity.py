@@ -153,11 +153,11 @@ def test_references_encoded_before_serve_pictures():
         (lambda: pairwise_similarity(torch.zeros(2, 3)), ValueError, "embedding 0 of the batch is all zeros"),
         (lambda: pairwise_similarity(torch.full((2, 3), torch.nan)), ValueError, "must be finite"),
         (lambda: pairwise_similarity(_pil(some_pictures(2))), TypeError, "pass encode=encoder.encode_images"),
-        (lambda: reference_scores(some_pictures(2), EYE, lambda b: EYE[:1]), ValueError, r"\(2, d\), a row for"),
+        (lambda: reference_scores(some_pictures(2), EYE, lambda b: EYE[:1]), ValueError, r"\(2, d\), one row for"),
         (
             lambda: text_image_scores(_pil(some_pictures(3)), ["a"], encode_images=pixels, encode_text=words),
             ValueError,
-            "3 pictures, 1 texts",
+            "3 pictures and 1 texts",
         ),
         (
             lambda: text_image_scores(some_pictures(3), iter("ab"), encode_images=pixels, encode_text=words),

@@ -60,7 +60,7 @@ def test_utterances_of_one_set_stand_or_fall_together():
 
 
 def test_nothing_said_or_not_as_much_written_is_refused():
-    with pytest.raises(ValueError, match="an utterance has none"):
+    with pytest.raises(ValueError, match="one of the utterances has no words"):
         word_error_rate([", ."], ["a"])
     with pytest.raises(ValueError, match="shorter"):
         word_error_rate(["a", "b"], ["a"])

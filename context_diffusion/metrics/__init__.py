@@ -1,6 +1,6 @@
 """The field's scores with error bars: text, style, layout, palette, distribution, leakage, word errors.
 
-Each score takes pictures (or embeddings) in any number, streams over them, and returns an :class:`Estimate`: value,
+Each score takes any number of pictures (or embeddings), streams over them, and returns an :class:`Estimate`: value,
 standard error, 95 % interval and n. Networks are passed in as functions, so nothing here loads a model:
 ``set_consistency(sets_of_images, encoder.encode_images)`` is the papers' "DINO".
 """

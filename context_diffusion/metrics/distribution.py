@@ -1,11 +1,11 @@
-"""How far two crowds of pictures are apart, as distributions of features: Frechet (FID's formula) and kernel (KID's).
+"""How far apart two crowds of pictures are, as distributions of features: Frechet (FID's formula) and kernel (KID's).
 
-Both take features of your own choice, so the name of the network belongs beside the number. Published FIDs use
+Both take features of your own choice, so report the name of the network with the number. Published FIDs use
 Inception's 2048 numbers and at least 5,000 pictures; numbers from other features or counts are not comparable.
 
 The Frechet distance of finite crowds is **biased upwards**, by about a constant over n: two halves of one crowd are
-not 0 apart. Compare only at equal n; its interval speaks of the noise at this n, not of the bias. The kernel distance
-has no bias (it can fall below 0), and is the one to use for a few hundred pictures.
+not 0 apart. Compare only at equal n; the interval covers the noise at this n, not the bias. The kernel distance has no
+bias (it can fall below 0), and is the one to use for a few hundred pictures.
 """
 
 import itertools
@@ -23,10 +23,10 @@ BLOCKS = 20  # groups for the jackknife of the Frechet distance
 
 
 class FeatureMoments:
-    """Count, mean and covariance of any number of features, in memory that does not grow: 20 (d^2 + d) float64.
+    """Count, mean and covariance of any number of features, in constant memory: 20 (d^2 + d) float64.
 
-    Row i is counted in block i mod 20, so that the distance can be recomputed without each block. Sums are taken about
-    the first row, against cancellation.
+    Row i counts towards block i mod 20, so that the distance can be recomputed without each block. Sums are taken about
+    the first row, to avoid cancellation.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class FeatureMoments:
         self.origin: Tensor | None = None
 
     def update(self, features: Float[Tensor, "batch dim"]) -> "FeatureMoments":
-        """Add a batch; returns itself."""
+        """Add a batch and return itself."""
         features = next(embeddings(features))
         if not len(features):
             return self
@@ -44,7 +44,7 @@ class FeatureMoments:
             self.sums = torch.zeros(BLOCKS, width, dtype=torch.float64)
             self.squares = torch.zeros(BLOCKS, width, width, dtype=torch.float64)
         if features.shape[1:] != self.origin.shape:
-            raise ValueError(f"All features must have one width; {features.shape[1]} came after {len(self.origin)}.")
+            raise ValueError(f"All features have one width; {features.shape[1]} came after {len(self.origin)}.")
         shifted = features - self.origin
         blocks = (int(self.counts.sum()) + np.arange(len(features))) % BLOCKS
         for block in np.unique(blocks):
@@ -58,7 +58,7 @@ class FeatureMoments:
         return int(self.counts.sum())
 
     def gaussian(self, without: int | None = None) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
-        """Mean and unbiased covariance, of everything or of everything ``without`` one block."""
+        """Mean and unbiased covariance of everything, or of everything ``without`` one block."""
         count, total, squares = self.counts.sum(), self.sums.sum(dim=0), self.squares.sum(dim=0)
         if without is not None:
             count = count - self.counts[without]
@@ -74,17 +74,17 @@ def frechet_distance(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Estimate:
-    """Frechet distance of the two Gaussians with the features' moments (Heusel et al. 2017, equation 6).
+    """Frechet distance between the two Gaussians with the features' moments (Heusel et al. 2017, equation 6).
 
     |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), in squared units of the features. Each side is pictures (with
-    ``encode``), features, or :class:`FeatureMoments` kept from before. The trace of the root is the sum of singular
+    ``encode``), features, or :class:`FeatureMoments` collected before. The trace of the root is the sum of the singular
     values of C_1^(1/2) C_2^(1/2): real, at least 0, and exact for covariances of any rank. The interval is a bootstrap
     of the jackknife over 20 blocks of each side; ``n`` counts the generated pictures.
     """
     first, second = (_moments(side, encode, batch_size) for side in (generated, real))
     if first.origin.shape != second.origin.shape:
         raise ValueError(
-            f"Both sides need features of one width; they have {len(first.origin)} and {len(second.origin)}."
+            f"Both sides need features of the same width; they have {len(first.origin)} and {len(second.origin)}."
         )
     whole = [_mean_and_root(*side.gaussian()) for side in (first, second)]
     influences = []
@@ -111,7 +111,7 @@ def _moments(side: object, encode: Encoder | None, batch_size: int) -> FeatureMo
 def _mean_and_root(
     mean: Float[Tensor, " dim"], covariance: Float[Tensor, "dim dim"]
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
-    """Mean and the symmetric root of the covariance; eigenvalues that rounding made negative count as 0."""
+    """The mean and the symmetric root of the covariance; eigenvalues that rounding made negative count as 0."""
     values, vectors = torch.linalg.eigh(covariance)
     return mean, (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -136,32 +136,32 @@ def kernel_distance(
 ) -> Estimate:
     """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3, unbiased (Binkowski et al. 2018, section 4).
 
-    mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j), within consecutive subsets of
-    ``subset_size`` of each side (the last takes the rest, up to twice that), averaged over subsets by their size: so
-    memory does not grow, and up to twice ``subset_size`` pictures the value is that of all pairs. For more, put the
-    pictures in random order first. The interval is a bootstrap of the exact jackknife over pictures; ``n`` counts the
+    mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j), computed within consecutive subsets
+    of ``subset_size`` of each side (the last takes the rest, up to twice that) and averaged over subsets by their size.
+    So memory does not grow, and with fewer than twice ``subset_size`` pictures the value covers all pairs. For more,
+    shuffle the pictures first. The interval is a bootstrap of the exact jackknife over pictures; ``n`` counts the
     generated ones. No factor 1000 is applied.
     """
     if subset_size < 3:
-        raise ValueError(f"subset_size is at least 3 (1000 is usual), not {subset_size}.")
+        raise ValueError(f"subset_size is at least 3 (1000 is usual); got {subset_size}.")
     values, sizes, pulls = [], [], ([], [])
     sides = [_subsets(embeddings(side, encode, batch_size=batch_size), subset_size) for side in (generated, real)]
     for x, y in itertools.zip_longest(*sides):
         if x is None or y is None:
             raise ValueError(
                 f"Subsets of {subset_size} are compared one by one, and one side has more of them than the other: "
-                "pass about equally many pictures, or a larger subset_size."
+                "pass about as many pictures on both sides, or a larger subset_size."
             )
         if x.shape[1] != y.shape[1]:
-            raise ValueError(f"Both sides need features of one width; they have {x.shape[1]} and {y.shape[1]}.")
+            raise ValueError(f"Both sides need features of the same width; they have {x.shape[1]} and {y.shape[1]}.")
         value, *influence = _discrepancy(x, y)
         values.append(value)
         sizes.append(len(x))
         for kept, found in zip(pulls, influence, strict=True):
             kept.append(found)
     share = np.array(sizes) / sum(sizes)
-    # A picture pulls on the mean over its own subset; resampling all n at once, its pull is n / len(subset) times
-    # the weight of that subset.
+    # A picture pulls on the mean over its own subset; when all n are resampled at once, its pull is n / len(subset)
+    # times the weight of that subset.
     influences = [
         np.concatenate(
             [pull * weight * sum(map(len, side)) / len(pull) for pull, weight in zip(side, share, strict=True)]
@@ -174,7 +174,7 @@ def kernel_distance(
 def _discrepancy(
     x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]
 ) -> tuple[float, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """Unbiased squared discrepancy of two subsets, and the jackknife influence of every row of each."""
+    """Unbiased squared discrepancy of two subsets, and the jackknife influence of every row of each subset."""
 
     def kernel(a: Tensor, b: Tensor) -> Float[np.ndarray, "a b"]:
         return ((a @ b.T / a.shape[1] + 1) ** 3).numpy()
@@ -195,7 +195,7 @@ def _discrepancy(
 
 
 def _subsets(batches: Iterator[Float[Tensor, "batch dim"]], size: int) -> Iterator[Float[Tensor, "subset dim"]]:
-    """Cut a stream into consecutive subsets of ``size`` rows, the last one of ``size`` to 2 ``size`` - 1."""
+    """Cut a stream into consecutive subsets of ``size`` rows; the last has ``size`` to 2 ``size`` - 1."""
     held: list[Tensor] = []
     for batch in batches:
         held.append(batch)
@@ -205,5 +205,5 @@ def _subsets(batches: Iterator[Float[Tensor, "batch dim"]], size: int) -> Iterat
             held = [rows[size:].clone()]
     rows = torch.cat(held) if held else torch.zeros(0, 1)
     if len(rows) < 3:
-        raise ValueError(f"A kernel distance with error bars needs at least 3 pictures a side; got {len(rows)}.")
+        raise ValueError(f"A kernel distance with error bars needs at least 3 pictures on each side; got {len(rows)}.")
     yield rows

@@ -1,9 +1,9 @@
 """A number with its error bars: what every score of this package returns.
 
-A table whose cells hold nine pictures each needs to say how far the same experiment, repeated with other seeds,
-would land. Two rules keep that honest here. **Pictures that belong together are resampled together** (``sets``): four
-pictures of one style draw are closer to one observation than to four. **Small samples get wide intervals**: the plain
-percentile bootstrap is too narrow below some thirty units, so it is stretched as Student's t asks.
+A table with nine pictures in each cell has to say how far off the same experiment, repeated with other seeds, would
+land. Two rules keep that honest here. **Pictures that belong together are resampled together** (``sets``): four
+pictures of one style draw are closer to one observation than to four. **Small samples get wide intervals**: below some
+thirty units the plain percentile bootstrap is too narrow, so it is stretched by Student's t.
 """
 
 import math
@@ -16,15 +16,15 @@ from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_CHUNK = 4_000_000  # random indices drawn at once: bounds the memory of the bootstrap at some 64 MB
+_CHUNK = 4_000_000  # random indices drawn at once: keeps the bootstrap within some 64 MB
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A measured value, its standard error, a 95 % interval, and the number ``n`` of independent units behind it.
 
-    ``n`` counts what was resampled: sets where pictures come in sets, pictures otherwise. One unit says nothing about
-    spread: with ``n == 1`` the standard error and the interval are NaN.
+    ``n`` counts the resampled units: sets if pictures come in sets, otherwise pictures. One unit says nothing about
+    spread, so with ``n == 1`` the standard error and the interval are NaN.
 
     >>> print(Estimate(0.512, 0.014, 0.484, 0.541, 100))
     0.512 ± 0.014 [0.484, 0.541] (n=100)
@@ -43,12 +43,12 @@ class Estimate:
 def estimate_mean(
     values: Iterable[float], sets: Iterable[Hashable] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Estimate the mean of ``values``; with ``sets`` (one label per value), values of one label stand or fall together.
+    """Estimate the mean of ``values``; with ``sets`` (one label per value), values that share a label move together.
 
     The value is sum(y) / count. With s_k the sum and m_k the size of set k, the residual of a set is
-    r_k = (s_k - value m_k) / mean(m), the standard error sqrt(sum r_k^2 / (n (n - 1))): for sets of one, the textbook
-    s / sqrt(n). The order of the values does not matter, to the last bit. Raises ``ValueError`` on no values, values
-    that are not finite, or labels that do not match.
+    r_k = (s_k - value m_k) / mean(m), and the standard error is sqrt(sum r_k^2 / (n (n - 1))): for sets of one, the
+    textbook's s / sqrt(n). The result does not depend on the order of the values, to the last bit. Raises
+    ``ValueError`` if there are no values, a value is not finite, or there is not one label for each.
 
     >>> estimate_mean([1.0, 2.0, 3.0]).value, estimate_mean([1.0, 2.0, 3.0]).n
     (2.0, 3)
@@ -69,8 +69,8 @@ def estimate_difference(
 ) -> Estimate:
     """Estimate the mean of ``first[i] - second[i]``: two methods scored on the same prompts and seeds.
 
-    Far sharper than comparing two intervals, for what a prompt adds to both scores cancels. The methods differ at the
-    5 % level where the interval leaves 0 out.
+    This is far sharper than comparing two intervals, because whatever a prompt adds to both scores cancels. The methods
+    differ at the 5 % level if the interval excludes 0.
     """
     first, second = _checked(first), _checked(second)
     if len(first) != len(second):
@@ -84,14 +84,14 @@ def estimate_difference(
 def estimate_rate(events: Iterable[bool | np.bool_], sets: Iterable[Hashable] | None = None) -> Estimate:
     """Estimate how often something happens, with Wilson's interval instead of the bootstrap's.
 
-    A bootstrap of twenty pictures without one event says "0 to 0"; Wilson (1927) says "0 to 0.16":
+    A bootstrap of twenty pictures without a single event says "0 to 0"; Wilson (1927) says "0 to 0.16":
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). With ``sets``, n is the effective number of independent
-    pictures p(1-p)/SE^2, between the number of sets and the number of pictures.
+    pictures, p(1-p)/SE^2, kept between the number of sets and the number of pictures.
     """
     events = [float(bool(event)) for event in events]
     mean = estimate_mean(events, sets, resamples=1)
     p, size = mean.value, float(len(events))
-    if mean.n < size:  # pictures come in sets: how many independent ones would have this standard error?
+    if mean.n < size:  # pictures come in sets: how many independent pictures would have this standard error?
         spread = p * (1 - p)
         effective = spread / mean.standard_error**2 if mean.n > 1 and spread > 0 and mean.standard_error > 0 else 0.0
         size = min(max(effective, float(mean.n)), size)
@@ -106,8 +106,8 @@ def estimate_rate(events: Iterable[bool | np.bool_], sets: Iterable[Hashable] | 
 def jackknife_influence(without: Float[np.ndarray, " units"]) -> Float[np.ndarray, " units"]:
     """Turn a statistic recomputed ``without`` each unit into each unit's pull on it: (n - 1)(mean(V_-i) - V_-i).
 
-    To first order the statistic is its value plus the mean of these, so that they can be resampled in its place
-    (Efron and Tibshirani 1993, chapter 11). For a mean they are the deviations from it, exactly.
+    To first order the statistic is its value plus the mean of these pulls, so they can be resampled in its place (Efron
+    and Tibshirani 1993, chapter 11). For a mean they are exactly the deviations from it.
     """
     return (len(without) - 1) * (without.mean() - without)
 
@@ -122,11 +122,12 @@ def estimate_from_influence(
 ) -> Estimate:
     """Bootstrap ``value`` through the influence of each unit, one array per independent sample.
 
-    Resample r is value + sum over samples of the mean of a resampled influence. The interval is the 2.5 % and 97.5 %
-    percentiles of the resamples, their distances from the value stretched by sqrt(n/(n-1)) t/z: the first factor
-    because resamples spread like 1/n instead of 1/(n-1), the second because their spread is itself a guess (Hesterberg
-    2015, "What teachers should know about the bootstrap", on narrowness bias). t is Student's with the smallest
-    sample's n - 1 degrees, z the normal quantile; the whole factor is 1.25 for nine units and 1.02 for a hundred.
+    A resample is value + the sum, over samples, of the mean of a resampled influence. The interval runs from the 2.5 %
+    to the 97.5 % percentile of the resamples, with their distances from the value stretched by sqrt(n/(n-1)) t/z: the
+    first factor because resamples spread like 1/n instead of 1/(n-1), the second because their spread is itself a guess
+    (Hesterberg 2015, "What teachers should know about the bootstrap", on narrowness bias). t is the quantile of
+    Student's distribution with the smallest sample's n - 1 degrees of freedom, z the normal one; the whole factor is
+    1.25 for nine units and 1.02 for a hundred.
     """
     smallest = min(len(influence) for influence in influences)
     if smallest < 2:
@@ -144,7 +145,7 @@ def estimate_from_influence(
 def _resampled_means(
     values: Float[np.ndarray, " units"], resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, " resamples"]:
-    """Draw the means of ``resamples`` samples with replacement, a chunk at a time."""
+    """Draw the means of ``resamples`` samples with replacement, one chunk at a time."""
     size = len(values)
     rows = max(1, _CHUNK // size)
     means = []
@@ -155,20 +156,20 @@ def _resampled_means(
 
 
 def _checked(values: Iterable[float]) -> Float[np.ndarray, " values"]:
-    """Bring scores to a float64 vector, or say what is wrong with them."""
+    """Bring scores to a float64 vector, or raise ``ValueError`` that says what is wrong with them."""
     array = np.asarray(values if hasattr(values, "__len__") else list(values), dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise ValueError(f"An estimate needs a list of at least one number; this has the shape {array.shape}.")
+        raise ValueError(f"An estimate needs a list of at least one number; this one has the shape {array.shape}.")
     if not np.isfinite(array).all():
         where = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"Scores must be finite; number {where} is {array[where]}: find the picture that made it.")
+        raise ValueError(f"Scores must be finite; number {where} is {array[where]}: find the picture behind it.")
     return array
 
 
 def _set_totals(
     values: Iterable[float], sets: Iterable[Hashable] | None
 ) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]]:
-    """Sum and size of each set, in an order that depends on the numbers alone."""
+    """The sum and size of each set, in an order that depends on the numbers alone."""
     array = _checked(values)
     if sets is None:
         return np.sort(array), np.ones(len(array))

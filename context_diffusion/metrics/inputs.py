@@ -1,11 +1,11 @@
 """From any number of pictures to embeddings, one batch in memory at a time, with nothing implicit in between.
 
-The scores of this package take pictures as any iterable (a list, a generator that draws or reads them, a tensor
-(n, 3, h, w)) of anything :func:`context_diffusion.images.load_image` reads, and an embedding function that maps a list
-of RGB PIL images to (n, d) numbers. They also take embeddings themselves: leave ``encode`` out.
+The scores of this package take any iterable of pictures (a list, a generator that draws or reads them, a tensor
+(n, 3, h, w)) that :func:`context_diffusion.images.load_image` reads, and an embedding function that maps a list of RGB
+PIL images to (n, d) numbers. They take ready embeddings too: leave ``encode`` out.
 
-:class:`Preprocess` is the step between PIL image and network, done by Pillow alone: image backends differ by a grey
-level or so in their resizing, and a score must not depend on which one happens to be installed.
+:class:`Preprocess` is the step from PIL image to network, done by Pillow alone: image backends differ by a grey level
+or so when they resize, and a score must not depend on which one happens to be installed.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -29,9 +30,9 @@ BATCH_SIZE = 32
 class Preprocess:
     """Resize the short side to ``size`` pixels, crop the centre square, scale to [0, 1], standardize each channel.
 
-    x = (pixel / 255 - mean) / std. Called with a list of RGB PIL images it returns float32 (n, 3, size, size). The
-    resize is Pillow's, which filters when it shrinks; the long side is rounded down; the crop starts at half the
-    excess, rounded down.
+    x = (pixel / 255 - mean) / std. Called with a list of RGB PIL images, it returns float32 (n, 3, size, size). Pillow
+    does the resizing and filters when it shrinks; the long side is rounded down; the crop starts at half the excess,
+    rounded down.
 
     >>> Preprocess(8)([Image.new("RGB", (20, 16), "white")]).shape
     torch.Size([1, 3, 8, 8])
@@ -46,7 +47,8 @@ class Preprocess:
         """Turn RGB images into what the network takes."""
         pixels = np.stack([np.asarray(self._square(image), dtype=np.float32) for image in images])
         mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
-        return torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+        standardized = rearrange((pixels / 255 - mean) / std, "batch height width rgb -> batch rgb height width")
+        return torch.from_numpy(standardized).contiguous()
 
     def _square(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
@@ -56,7 +58,7 @@ class Preprocess:
         return resized.crop((left, top, left + self.size, top + self.size))
 
 
-# What the published networks were trained with. CLIP: every size of the original models at 224 pixels.
+# The published networks' own preprocessing. CLIP: every size of the original models at 224 pixels.
 CLIP_PREPROCESS = Preprocess(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 # DINO ViT-B/8 and ViT-S/16: ImageNet's statistics, bilinear.
 DINO_PREPROCESS = Preprocess(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Image.Resampling.BILINEAR)
@@ -66,23 +68,23 @@ def pictures(images: object) -> Iterator[Image.Image]:
     """Yield every picture of ``images`` as RGB: one picture, a batch tensor or array (n, 3, h, w), or any iterable."""
     one = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4
     if one or not isinstance(images, Iterable):
-        yield load_image(images)  # which says what an image is, where this is none
+        yield load_image(images)  # which explains what an image is, if this is not one
     else:
         for image in images:
             yield from pictures(image)
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Yield lists of ``size`` items, the last one shorter, holding one list at a time."""
+    """Yield lists of ``size`` items (the last may be shorter), holding one list at a time."""
     if size < 1:
-        raise ValueError(f"batch_size is at least 1, not {size}.")
+        raise ValueError(f"batch_size is at least 1; got {size}.")
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
 def embed(items: list, encode: Callable[[list], Tensor]) -> Float[Tensor, "batch dim"]:
-    """Embed one batch without gradients and check what came: float64 (n, d) on the CPU, finite."""
+    """Embed one batch without gradients and check the result: float64 (n, d) on the CPU, finite."""
     with torch.inference_mode():
         return _checked(encode(items), len(items)).clone()
 
@@ -92,9 +94,9 @@ def embeddings(
 ) -> Iterator[Float[Tensor, "batch dim"]]:
     """Stream the embeddings of ``images`` in batches, float64 on the CPU.
 
-    Without ``encode``, ``images`` holds embeddings already: a tensor (n, d) or an iterable of such batches. A tensor
-    (n, d) is taken for embeddings beside ``encode`` too: pictures can be scored against references encoded before.
-    Raises ``ValueError`` for embeddings of a wrong shape or that are not finite.
+    Without ``encode``, ``images`` already holds embeddings: a tensor (n, d) or an iterable of such batches. Even with
+    ``encode``, a tensor (n, d) counts as embeddings, so pictures can be scored against references encoded before.
+    Raises ``ValueError`` for embeddings that have the wrong shape or are not finite.
     """
     known = isinstance(images, (Tensor, np.ndarray)) and images.ndim == 2
     if encode is not None and not known:
@@ -114,10 +116,10 @@ def embeddings(
 def all_embeddings(
     images: object, encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[Tensor, "n dim"]:
-    """Gather :func:`embeddings` into one tensor: for the few references, not for the many pictures."""
+    """Gather :func:`embeddings` into one tensor: meant for a few references, not for many pictures."""
     batches = list(embeddings(images, encode, batch_size=batch_size))
     if not batches:
-        raise ValueError("There is no picture to embed; pass at least one.")
+        raise ValueError("There is no picture to embed: pass at least one.")
     return torch.cat(batches)
 
 
@@ -142,7 +144,7 @@ def _not_embeddings(found: object) -> TypeError:
 def _checked(features: Tensor | np.ndarray, expected: int | None) -> Float[Tensor, "batch dim"]:
     features = torch.as_tensor(features).detach().to("cpu", torch.float64)
     if features.ndim != 2 or (expected is not None and len(features) != expected):
-        wanted = "(n, d)" if expected is None else f"({expected}, d), a row for each item"
+        wanted = "(n, d)" if expected is None else f"({expected}, d), one row for each item"
         raise ValueError(f"Embeddings have the shape {wanted}; these have {tuple(features.shape)}.")
     if not features.isfinite().all():
         raise ValueError("Embeddings must be finite; these hold NaN or infinity (half precision overflowing?).")

@@ -1,7 +1,8 @@
-"""Content leakage: the reference lent more than its style.
+"""Content leakage: when the reference lends more than its style.
 
-Sharing attention raises style similarity in two ways: the picture takes the reference's palette and strokes, or it
-takes the reference. Only the second is a fault, and style scores reward it. A classifier of objects tells them apart.
+Sharing attention raises style similarity in two ways: the picture takes on the reference's palette and strokes, or it
+takes on the reference itself. Only the second is a fault, and style scores reward it. An object classifier tells the
+two apart.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -20,7 +21,7 @@ Classifier = Callable[[list[Image.Image]], Tensor]
 
 
 def classified(images: object, classify: Classifier, *, batch_size: int = BATCH_SIZE) -> Int[np.ndarray, " n"]:
-    """Class of each picture: the largest of ``classify``'s (n, classes) logits or probabilities."""
+    """The class of each picture: the largest of ``classify``'s (n, classes) logits or probabilities."""
     winners = [embed(batch, classify).argmax(dim=1) for batch in batched(pictures(images), batch_size)]
     return torch.cat(winners).numpy() if winners else np.zeros(0, dtype=np.int64)
 
@@ -34,21 +35,21 @@ def content_leakage(
     sets: Iterable[Hashable] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Estimate:
-    """Estimate how often the classifier sees the reference's object in a picture that was to show the prompt's.
+    """Estimate how often the classifier sees the reference's object in a picture that should show the prompt's.
 
-    The mean of [argmax classify(x_i) = reference_i], with a Wilson interval. A classifier that guesses is wrong in this
-    way too: read the number beside the same rate of plain, unaligned pictures of the same prompts and seeds, and beside
-    :func:`object_accuracy` (a picture of neither object is not leakage, but not success).
+    The mean of [argmax classify(x_i) = reference_i], with a Wilson interval. A guessing classifier makes this mistake
+    too, so compare the number with the same rate for plain, unaligned pictures of the same prompts and seeds, and read
+    it together with :func:`object_accuracy` (a picture of neither object is no leakage, but no success either).
 
-    The two classes must differ in every pair, or leakage could not be told from obedience: ``ValueError``.
+    Raises ``ValueError`` if the two classes of a pair are the same: leakage could not be told from obedience.
     """
     prompted, lent = _classes(prompt_classes), _classes(reference_classes)
     if len(prompted) != len(lent):
-        raise ValueError(f"Each picture has a prompt and a reference; got {len(prompted)} and {len(lent)} classes.")
+        raise ValueError(f"Each picture needs a prompt and a reference; got {len(prompted)} and {len(lent)} classes.")
     if (prompted == lent).any():
         where = int(np.flatnonzero(prompted == lent)[0])
         raise ValueError(
-            f"Leakage shows only where reference and prompt name different objects; picture {where} has class "
+            f"Leakage shows only if reference and prompt name different objects; picture {where} has class "
             f"{prompted[where]} for both: leave it out."
         )
     seen = classified(images, classify, batch_size=batch_size)
@@ -72,7 +73,7 @@ def object_accuracy(
 def _classes(classes: Iterable[SupportsInt]) -> Int[np.ndarray, " n"]:
     array = np.array([int(label) for label in classes], dtype=np.int64)
     if (array < 0).any():
-        raise ValueError(f"Classes are column numbers of the classifier, 0 and up; one is {array.min()}.")
+        raise ValueError(f"Classes are columns of the classifier, counted from 0; got {array.min()}.")
     return array
 
 

@@ -1,8 +1,8 @@
-"""Cosines of embeddings: does a picture show its text, do the pictures of a set look alike, do they look like this one.
+"""Cosines of embeddings: does a picture show its text, do the pictures of a set look alike, do they match a reference.
 
 All cosines lie in [-1, 1] and have no unit; what counts as high depends on the network, so compare only within one.
-Every ``*_scores`` function returns the single numbers, to be written down as they are made; its sister returns their
-:class:`~context_diffusion.metrics.estimates.Estimate`. Memory: one batch of pictures and eight bytes per score.
+Every ``*_scores`` function returns the individual numbers, to be recorded; its sister returns their
+:class:`~context_diffusion.metrics.estimates.Estimate`. Memory holds one batch of pictures and eight bytes per score.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from torch import Tensor
 from .estimates import Estimate, estimate_from_influence, estimate_mean, jackknife_influence
 from .inputs import BATCH_SIZE, Encoder, all_embeddings, batched, embed, embeddings, pictures, unit_rows
 
-PAIRWISE_BLOCKS = 200  # sums kept for the jackknife of one large set
+PAIRWISE_BLOCKS = 200  # partial sums kept for the jackknife of one large set
 
 
 def text_image_scores(
@@ -27,23 +27,23 @@ def text_image_scores(
     encode_text: Callable[[list[str]], Tensor],
     batch_size: int = BATCH_SIZE,
 ) -> Float[np.ndarray, " n"]:
-    """Cosine of each picture with its own text, in one joint space (CLIP): cos(E_I(x_i), E_T(y_i)).
+    """The cosine of each picture with its own text, in one joint space (CLIP): cos(E_I(x_i), E_T(y_i)).
 
     ``texts`` holds one text per picture: the whole prompt, or only its object ("a boat"), which is what StyleAligned
-    (section 5) scores, since the style is the other score's business. A text that repeats within a batch is encoded
+    (section 5) scores, since style is the business of the other score. A text that repeats within a batch is encoded
     once. The published CLIP scores are these cosines, not multiplied by 100 or 2.5, and not clipped at 0.
     """
     if isinstance(texts, str):
-        raise TypeError(f"texts holds one text per picture; this is one string: pass [{texts!r}] * len(images).")
+        raise TypeError(f"texts holds one text per picture; got a single string: pass [{texts!r}] * len(images).")
     counts = [len(given) for given in (images, texts) if hasattr(given, "__len__")]
     if len(counts) == 2 and not isinstance(images, (Tensor, np.ndarray)) and counts[0] != counts[1]:
-        raise ValueError(f"Each picture needs its own text; there are {counts[0]} pictures, {counts[1]} texts.")
+        raise ValueError(f"Each picture needs its own text; there are {counts[0]} pictures and {counts[1]} texts.")
     scores, missing = [], object()
     pairs = itertools.zip_longest(pictures(images), texts, fillvalue=missing)
     for batch in batched(pairs, batch_size):
         chosen, words = [p for p, _ in batch], [t for _, t in batch]
         if any(item is missing for item in (*chosen, *words)):
-            raise ValueError("Each picture needs its own text, and here one of the two runs out first.")
+            raise ValueError("Each picture needs its own text; here one of the two runs out first.")
         distinct = list(dict.fromkeys(words))
         encoded = dict(zip(distinct, unit_rows(embed(distinct, encode_text)), strict=True))
         shown = unit_rows(embed(chosen, encode_images))
@@ -60,17 +60,17 @@ def text_image_scores(
 def text_image_similarity(
     images: object, texts: Iterable[str], *, sets: Iterable[Hashable] | None = None, **encoders
 ) -> Estimate:
-    """Estimate the mean of :func:`text_image_scores` ; ``sets`` labels pictures that belong together."""
+    """Estimate the mean of :func:`text_image_scores`; ``sets`` labels pictures that belong together."""
     return estimate_mean(text_image_scores(images, texts, **encoders), sets)
 
 
 def pairwise_scores(
     sets: Iterable[object], encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[np.ndarray, " sets"]:
-    """Mean cosine over all pairs of pictures within each set: the "DINO" score of StyleAligned (section 5).
+    """The mean cosine over all pairs of pictures within each set: the "DINO" score of StyleAligned (section 5).
 
-    ``sets`` is an iterable of sets of at least two pictures (or, without ``encode``, of embeddings (m, d)); ``encode``
-    returns the class token of a DINO ViT for the published score. Over unit vectors u_1..u_m the mean over pairs is
+    ``sets`` is an iterable of sets of at least two pictures (or, without ``encode``, of embeddings (m, d)); for the
+    published score, ``encode`` returns the class token of a DINO ViT. Over unit vectors u_1..u_m the mean over pairs is
     (|u_1 + ... + u_m|^2 - m) / (m (m - 1)), so only a running sum is kept. Batches run across sets: sets of four still
     fill a batch of 32.
     """
@@ -101,7 +101,7 @@ def pairwise_scores(
 def _rows_with_owner(
     numbered: Iterable[tuple[int, object]], encode: Encoder | None, batch_size: int
 ) -> Iterator[tuple[int, Float[Tensor, " dim"]]]:
-    """Yield each unit embedding with the number of its set, encoding across the borders of sets."""
+    """Yield each unit embedding with the number of its set; a batch may run across sets."""
     if encode is None:
         for owner, members in numbered:
             for rows in embeddings(members):
@@ -114,16 +114,16 @@ def _rows_with_owner(
 
 
 def set_consistency(sets: Iterable[object], encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE) -> Estimate:
-    """Estimate the mean of :func:`pairwise_scores` over sets; the set is the unit that is resampled."""
+    """Estimate the mean of :func:`pairwise_scores` over sets; sets are what is resampled."""
     return estimate_mean(pairwise_scores(sets, encode, batch_size=batch_size))
 
 
 def pairwise_similarity(images: object, encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE) -> Estimate:
-    """Estimate the mean cosine over all pairs of *one* set of any size, its error from the pictures in it.
+    """Estimate the mean cosine over all pairs of *one* set of any size, with an error from the pictures in it.
 
     The pairs share pictures and are not independent: n (n - 1) / 2 cosines are worth n pictures. The error is the
-    jackknife's, over pictures, or over 200 blocks of them where there are more. The interval answers "other pictures
-    of this set", not "another set"; for the latter use :func:`set_consistency`.
+    jackknife's, over pictures, or over 200 blocks if there are more pictures. The interval answers "other pictures of
+    this set", not "another set"; for the latter use :func:`set_consistency`.
     """
     sums, counts = None, np.zeros(PAIRWISE_BLOCKS)
     for rows in embeddings(images, encode, batch_size=batch_size):
@@ -149,11 +149,11 @@ def pairwise_similarity(images: object, encode: Encoder | None = None, *, batch_
 def reference_scores(
     images: object, references: object, encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[np.ndarray, "n references"]:
-    """Cosine of each picture (row) with each reference (column)."""
+    """The cosine of each picture (row) with each reference (column)."""
     units = unit_rows(all_embeddings(references, encode, batch_size=batch_size))
     rows = [unit_rows(batch) @ units.T for batch in embeddings(images, encode, batch_size=batch_size)]
     if not rows:
-        raise ValueError("There is no picture to score; pass at least one.")
+        raise ValueError("There is no picture to score: pass at least one.")
     return torch.cat(rows).clamp(-1, 1).numpy()
 
 
@@ -165,5 +165,5 @@ def reference_similarity(
     sets: Iterable[Hashable] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Estimate:
-    """Estimate the mean cosine of the pictures with the references, all references counting the same."""
+    """Estimate the mean cosine of the pictures with the references; all references count the same."""
     return estimate_mean(reference_scores(images, references, encode, batch_size=batch_size).mean(axis=1), sets)

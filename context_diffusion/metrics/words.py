@@ -1,4 +1,4 @@
-"""Word error rate: how many words of what was said must be changed, added or left out to get what was written down."""
+"""Word error rate: how many of the spoken words must be changed, added or dropped to get what was written down."""
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -23,7 +23,7 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without the marks between them.
+    """The words of a text in lower case, without punctuation.
 
     >>> words_of("A boat, neon style.")
     ['a', 'boat', 'neon', 'style']
@@ -32,17 +32,17 @@ def words_of(text: str) -> list[str]:
 
 
 def word_errors(said: str, written: str) -> int:
-    """Count the words that are wrong, missing or too many in what was ``written`` down of what was ``said``."""
+    """Count the words of ``said`` that are wrong or missing in ``written``, and the extra words there."""
     return edit_distance(words_of(said), words_of(written))
 
 
 def word_error_rate(
     said: Iterable[str], written: Iterable[str], sets: Iterable[Hashable] | None = None, **options
 ) -> Estimate:
-    """Estimate sum of errors / sum of words over all utterances, resampled by utterance, or by what ``sets`` names.
+    """Estimate the sum of errors / the sum of words over all utterances, resampled by utterance, or by set.
 
-    It can exceed 1. ``options`` go to :func:`.estimates.estimate_mean`. Raises ``ValueError`` where an utterance has no
-    words, or there are not as many texts written as said.
+    It can exceed 1. ``options`` go to :func:`.estimates.estimate_mean`. Raises ``ValueError`` if an utterance has no
+    words, or if ``written`` is not as long as ``said``.
 
     >>> word_error_rate(["a boat by the sea", "a neon cat"], ["a boat by the sea", "neon hat"]).value
     0.25
@@ -53,10 +53,7 @@ def word_error_rate(
     for (one, other), label in zip(pairs, labels, strict=True):
         count = len(words_of(one))
         if not count:
-            raise ValueError("A word error rate counts by the words that were said; an utterance has none.")
-        values += [
-            float(word_errors(one, other)),
-            *[0.0] * (count - 1),
-        ]  # one value for each word: sum / count is the rate
+            raise ValueError("A word error rate is per spoken word; one of the utterances has no words.")
+        values += [float(word_errors(one, other)), *[0.0] * (count - 1)]  # one per word, so that the mean is the rate
         owners += [label] * count
     return estimate_mean(values, owners, **options)
