@@ -1,7 +1,8 @@
-"""One short, resumable script for each offline component; ``make train`` runs them in order.
+"""One short, resumable script for each offline component.
 
     python -m experiments.training.vae --steps 8000
 
-Each writes its weights to ``data/checkpoints/tiny-scenes/``, its loss curve and a sample sheet to ``figures/``, and
-what it needs to go on after an interruption to ``build/training/``.
+Each keeps its checkpoint, its weights, its loss curve and its record in ``build/training/NAME/``, and goes on from
+there after an interruption. ``python -m experiments.publishing.weights NAME`` then puts the weights where the library
+finds them.
 """

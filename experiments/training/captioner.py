@@ -4,37 +4,45 @@
 
 Its vision tower starts as that of the offline CLIP, as BLIP's starts from a trained ViT: 64x64 pixels in patches of 8,
 dynamically normalized. A causal decoder over the world's own words learns to write the whole sentence, "a boat among
-hills under the sun, watercolor style". How often it is right on unseen scenes: ``evaluation.offline --only captions``.
+hills under the sun, watercolor style". How often it is right on unseen scenes:
+``python -m experiments.evaluation.offline --only captions``.
 """
 
+from pathlib import Path
+
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPModel
 
 from context_diffusion.checkpoints import load_part
-from context_diffusion.files import TINY_FUSION, TINY_SCENES
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.images import dynamic_normalization
 from context_diffusion.scenes import Scene, TinyScenes, caption, words
 from context_diffusion.scenes.dataset import GROUP
+from context_diffusion.scenes.judge import shrink
 
-from .clip import SIDE, shrink
+from .clip import SIDE
 from .data import GROUPS, crops, pictures
-from .loop import Recipe, device, load_published, publish_pretrained, train
+from .draws import Draws
+from .loop import train
+from .machine import device, processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
+from .tokenizer import word_tokenizer
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LENGTH = 16  # tokens; the longest sentence has 12 words and marks between start and end
 IGNORED = -100  # a label that cross-entropy leaves out
 
 
 def new_word_tokenizer() -> BertTokenizer:
-    """BERT's tokenizer over the words of the scenes and the comma, one token each; other words are ``[UNK]``."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, ",", *words()])}
-    return BertTokenizer(vocab=vocabulary, model_max_length=LENGTH)
+    """The tokenizer of the scenes' words."""
+    return word_tokenizer(words(), LENGTH)
 
 
 def new_captioner(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
-    """A ViT with the widths of the offline CLIP's, and a decoder of two layers."""
+    """A ViT as wide as the offline CLIP's, and a decoder of two layers."""
     common = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
     vision = {
         **common, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8, "hidden_act": "quick_gelu",
@@ -95,28 +103,28 @@ def caption_loss(model: BlipForConditionalGeneration, pixels: Tensor, ids: Tenso
 
 
 def main() -> None:
-    """Train and publish."""
+    """Train, from the offline CLIP's tower or from the captioner in ``--start``."""
     recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
-    tokenizer = new_word_tokenizer()
-    small = torch.from_numpy(shrink(pictures()["pixels"]))
+    with processes().main_process_first():
+        small = torch.from_numpy(shrink(pictures()["pixels"]))
+    small, tokenizer = rearrange(small, "n h w c -> n c h w"), new_word_tokenizer()
     ids = tokenizer(full_captions(), padding=True, return_tensors="pt").input_ids
     model = new_captioner(tokenizer)
-    if recipe.warm:
-        load_published(model, "captioner", root=TINY_FUSION)
+    if recipe.start:
+        load_weights(model, Path(recipe.start) / "captioner")
     else:
         tower = load_part(CLIPModel, str(TINY_SCENES / "clip")).vision_model
-        start_from_clip(model.vision_model, tower, dynamic_normalization(small[:256].permute(0, 3, 1, 2) / 255)[0])
+        start_from_clip(model.vision_model, tower, dynamic_normalization(small[:256] / 255)[0])
 
-    def loss(model: BlipForConditionalGeneration, generator: torch.Generator) -> torch.Tensor:
-        index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
-        batch = crops(small[index].permute(0, 3, 1, 2).float() / 255, SIDE, 0.85, 1.0, generator)
+    def loss(model: BlipForConditionalGeneration, draws: Draws) -> Tensor:
+        index = draws.randint(len(small))
+        batch = crops(small[index].float() / 255, SIDE, 0.85, 1.0, draws)
         return caption_loss(model, dynamic_normalization(batch)[0].to(device()), ids[index].to(device()))
 
-    def publish(model: BlipForConditionalGeneration) -> None:
-        publish_pretrained(model, "captioner", root=TINY_FUSION)
-        tokenizer.save_pretrained(TINY_FUSION / "captioner")
+    def save(average: BlipForConditionalGeneration, folder: Path) -> None:
+        save_half(average, folder / "captioner", tokenizer)
 
-    train("captioner", model, loss, recipe, publish=publish)
+    train("captioner", model, loss, recipe, save=save)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,28 @@
     python -m experiments.training.clip
 
 Pictures are cropped a little, mirrored or not, dynamically normalized, 64x64. Each step contrasts a picture with its
-whole caption and with a part of it (the object alone, or the style alone); pictures whose texts are equal share the
-target.
+whole caption and with a part of it (the object alone, or the style alone); pictures with the same text share the
+target. The contrast is among the pictures of one pass: more processes or ``--accumulate`` see the same samples, but
+each among fewer others.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from context_diffusion.files import TINY_SCENES
 from context_diffusion.images import dynamic_normalization
 from context_diffusion.scenes import OBJECTS, STYLES
 from context_diffusion.scenes.judge import shrink
 from context_diffusion.scenes.vocabulary import SYNONYMS, article
 
 from .data import crops, pictures
-from .loop import Recipe, train
+from .draws import Draws
+from .loop import train
+from .machine import processes
+from .recipe import Recipe
+from .saving import folder_written_whole, load_weights, save_half
 from .tokenizer import new_tokenizer, token_ids
 
 SIDE = 64
@@ -38,11 +44,10 @@ def normalize(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return dynamic_normalization(pixels.permute(0, 3, 1, 2).float() / 255)
 
 
-def parts(arrays: dict, index: torch.Tensor, generator: torch.Generator) -> list[str]:
+def parts(arrays: dict, index: torch.Tensor, draws: Draws) -> list[str]:
     """For each picture a short text: "a boat" (three in four, one in five of them a synonym) or "neon style"."""
-    draws = torch.rand(len(index), 3, generator=generator).tolist()
     texts = []
-    for i, (kind, other, which) in zip(index.tolist(), draws, strict=True):
+    for i, (kind, other, which) in zip(index.tolist(), draws.rand(3).tolist(), strict=True):
         noun = OBJECTS[arrays["object"][i]]
         others = SYNONYMS.get(noun, ())
         if others and other < 0.2:
@@ -60,37 +65,38 @@ def contrast(image: torch.Tensor, text: torch.Tensor, which: torch.Tensor, scale
 
 
 def main() -> None:
-    """Train and publish."""
+    """Train both towers."""
     recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=128, learning_rate=1e-3, weight_decay=0.05)
-    tokenizer, arrays = new_tokenizer(), pictures()
-    small = torch.from_numpy(shrink(arrays["pixels"]))
+    with processes().main_process_first():
+        arrays = pictures()
+    tokenizer, small = new_tokenizer(), torch.from_numpy(shrink(arrays["pixels"]))
     caption_ids = token_ids(tokenizer, arrays["captions"].tolist())
 
-    def loss(model: CLIPModel, generator: torch.Generator) -> torch.Tensor:
-        index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
-        batch = crops(small[index].permute(0, 3, 1, 2).float() / 255, SIDE, 0.85, 1.0, generator)
+    def loss(model: CLIPModel, draws: Draws) -> torch.Tensor:
+        index = draws.randint(len(small))
+        batch = crops(small[index].permute(0, 3, 1, 2).float() / 255, SIDE, 0.85, 1.0, draws)
         image = F.normalize(model.get_image_features(dynamic_normalization(batch)[0].to(model.device)).pooler_output)
         scale = model.logit_scale.exp().clamp(max=100)
         total = 0
-        for ids in (caption_ids[index], token_ids(tokenizer, parts(arrays, index, generator))):
+        for ids in (caption_ids[index], token_ids(tokenizer, parts(arrays, index, draws))):
             longest = int((ids != 1).sum(dim=1).max()) + 1  # attention is causal: padding changes nothing before it
             unique, which = ids[:, :longest].to(model.device).unique(dim=0, return_inverse=True)
             text = F.normalize(model.get_text_features(unique).pooler_output)[which]
             total = total + contrast(image.float(), text.float(), which, scale) / 2
         return total
 
-    def publish(model: CLIPModel) -> None:
-        publish_pretrained(model, "clip")
-        if not (TINY_SCENES / "unet").exists():  # once a U-Net has learned to read the towers, they stay as they are
-            publish_pretrained(model.text_model, "text_encoder")
-            publish_pretrained(model.vision_model, "image_encoder")
-            tokenizer.save_pretrained(TINY_SCENES / "tokenizer")
+    def save(average: CLIPModel, folder: Path) -> None:
+        save_half(average, folder / "clip")
+        save_half(average.text_model, folder / "text_encoder")
+        save_half(average.vision_model, folder / "image_encoder")
+        with folder_written_whole(folder / "tokenizer") as temporary:
+            tokenizer.save_pretrained(temporary)
 
     model = new_clip(tokenizer)
-    if recipe.warm:
-        load_published(model, "clip")
+    if recipe.start:
+        load_weights(model, Path(recipe.start) / "clip")
     model.set_attn_implementation("eager")  # on a CPU the fused attention has a slow backward pass
-    train("clip", model, loss, recipe, publish=publish)
+    train("clip", model, loss, recipe, save=save)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Train a ControlNet (Zhang et al. 2023) on a copy of the U-Net's encoder; the U-Net itself stays as it is.
+"""Train a ControlNet (Zhang et al. 2023), a copy of the U-Net's encoder; the U-Net itself stays as it is.
 
     python -m experiments.training.controlnet --kind canny
-    python -m experiments.training.controlnet --kind depth
+    python -m experiments.training.controlnet --kind depth --start build/training/unet
+
+The U-Net, its scheduler (which says what is predicted), its projector and its encoders come from the folder
+``--start``, by default the published one. If that folder was named and has a ControlNet of this kind, the run begins
+with it, otherwise with the copy.
 
 The query of a sample is the layout of its target. For Canny it is the same scene drawn in *another* style (half of them
-flat, a fifth line art, the others any) whose edges are found as at sampling; for depth it is the exact depth. Only the
-ControlNet is in the checkpoint: a resumed run takes the U-Net as it is then.
+flat, a fifth line art, the others any), whose edges are found as they are in sampling; for depth it is the exact depth.
 """
 
-import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from einops import repeat
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from context_diffusion.context.projector import ContextProjector
@@ -23,9 +28,13 @@ from context_diffusion.scenes import Scene, Style, render
 from context_diffusion.scenes.dataset import GROUP
 
 from .data import CACHE, pictures
+from .draws import Draws
 from .features import features
-from .loop import Recipe, device, load_published, publish_pretrained, train
-from .unet import condition, new_scheduler, noised
+from .loop import train
+from .machine import device, processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
+from .unet import condition, drawn, weighted_error
 
 GROUPS = 3000
 QUERY_STYLES = {"flat": 0.5, "line art": 0.2}  # the others: any style
@@ -47,7 +56,7 @@ def query_edges(groups: int = GROUPS) -> np.ndarray:
 
 
 def controls(kind: str) -> torch.Tensor:
-    """Control maps of the first pictures, uint8 (n, 128, 128), 255 on an edge or nearest."""
+    """Control maps of the first pictures, uint8 (n, 128, 128), 255 on an edge or where the scene is nearest."""
     if kind == "canny":
         return torch.from_numpy(np.unpackbits(query_edges(), axis=2) * 255)
     depth = torch.from_numpy(pictures()["depth"][: GROUPS * GROUP]).float()
@@ -55,44 +64,48 @@ def controls(kind: str) -> torch.Tensor:
     return ((depth - low) / (high - low).clamp(min=1) * 255).byte()
 
 
-def frozen_parts() -> tuple[UNet2DConditionModel, ContextProjector]:
-    """The trained U-Net and projector, which no step changes."""
-    unet = UNet2DConditionModel.from_pretrained(TINY_SCENES / "unet")
-    projector = ContextProjector.from_pretrained(TINY_SCENES / "context_projector")
+def frozen_parts(parts: Path) -> tuple[UNet2DConditionModel, ContextProjector]:
+    """The trained U-Net and projector in ``parts``, which no step changes."""
+    unet = UNet2DConditionModel.from_pretrained(parts / "unet")
+    projector = ContextProjector.from_pretrained(parts / "context_projector")
     return tuple(part.to(device(), torch.float32).requires_grad_(False) for part in (unet, projector))
 
 
+def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A trainable copy of the U-Net's encoder; control maps are halved three times on their way in."""
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96)).requires_grad_(True)
+
+
 def main() -> None:
-    """Train and publish the ControlNet named by ``--kind``."""
-    kind = sys.argv.pop(sys.argv.index("--kind") + 1) if "--kind" in sys.argv else ""
-    if kind not in ("canny", "depth"):
-        raise SystemExit("Say which ControlNet to train: --kind canny or --kind depth.")
-    sys.argv.remove("--kind")
-    recipe = Recipe.from_command_line(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
-    data, maps, scheduler = features(), controls(kind), new_scheduler()
-    unet, projector = frozen_parts()
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
-    if recipe.warm:
-        load_published(controlnet, f"controlnet-{kind}")
+    """Train the ControlNet named by ``--kind``."""
+    parser = Recipe.parser(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
+    parser.add_argument("--kind", choices=("canny", "depth"), required=True, help="what its control maps show")
+    options = vars(parser.parse_args())
+    kind, recipe = options.pop("kind"), Recipe(**options)
+    name, parts = f"controlnet-{kind}", Path(recipe.start or TINY_SCENES)
+    with processes().main_process_first():
+        data, maps = features(parts, GROUPS), controls(kind)
+    scheduler = DDIMScheduler.from_pretrained(parts / "scheduler")
+    unet, projector = frozen_parts(parts)
+    controlnet = new_controlnet(unet)
+    if recipe.start and (parts / name).is_dir():
+        load_weights(controlnet, parts / name)
     for network in (unet, controlnet):
         network.set_attn_processor(AttnProcessor())  # on a CPU the fused attention has a slow backward pass
         network.to(memory_format=torch.channels_last)
 
-    def loss(model: ControlNetModel, generator: torch.Generator) -> torch.Tensor:
-        index = torch.randint(len(maps), (recipe.batch_size,), generator=generator)
-        tokens = condition(data, projector, index, generator)
-        noisy, timestep, noise, weight = noised(data, index, scheduler, generator, device())
-        control = (maps[index].float() / 255).to(device())[:, None].expand(-1, 3, -1, -1)
+    def loss(model: ControlNetModel, draws: Draws) -> Tensor:
+        index = draws.randint(len(maps))
+        tokens = condition(data, projector, index, draws)
+        noisy, timestep, target, weight = (x.to(tokens.device) for x in drawn(data, index, scheduler, draws))
+        control = repeat(maps[index].to(tokens.device).float() / 255, "n height width -> n rgb height width", rgb=3)
         down, mid = model(noisy, timestep, tokens, control, return_dict=False)
         output = unet(
             noisy, timestep, tokens, down_block_additional_residuals=down, mid_block_additional_residual=mid
         ).sample
-        return (weight * (output.float() - noise).square().mean(dim=(1, 2, 3))).mean()
+        return weighted_error(output, target, weight)
 
-    train(
-        f"controlnet-{kind}", controlnet.requires_grad_(True), loss, recipe,
-        publish=lambda model: publish_pretrained(model, f"controlnet-{kind}"), publish_every=500,
-    )  # fmt: skip
+    train(name, controlnet, loss, recipe, save=lambda average, folder: save_half(average, folder / name))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from tqdm.auto import tqdm
 
 from context_diffusion.files import ROOT, written_whole
 from context_diffusion.scenes import TinyScenes, labels
-from context_diffusion.scenes.dataset import GROUP
+
+from .draws import Draws
 
 GROUPS = 6000
 CACHE = ROOT / "build" / "scenes"
 
 
 def pictures(groups: int = GROUPS, first_group: int = 0) -> dict:
-    """Arrays of ``groups * 4`` pictures: ``pixels`` (n, 128, 128, 3) uint8, ``depth`` (n, 128, 128) uint8,
-    ``edges`` (n, 128, 16) packed bits, ``captions``, and the class indices ``object``, ``background``, ``style``.
+    """The pictures of some style draws, four of each, as arrays; drawn once, into ``build/scenes/``.
+
+    ``pixels`` (n, 128, 128, 3) uint8, ``depth`` (n, 128, 128) uint8, ``edges`` (n, 128, 16) packed bits, ``captions``,
+    and the class indices ``object``, ``background``, ``style``.
     """
     file = CACHE / f"{first_group}-{groups}.npz"
     if not file.exists():
@@ -50,25 +54,24 @@ def _row(dataset: TinyScenes, index: int) -> dict:
     }
 
 
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+def to_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return rearrange(torch.as_tensor(pixels), "n h w c -> n c h w").float().div_(127.5).sub_(1)
 
 
-def crops(batch: torch.Tensor, side: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+def mirror(draws: Draws, batch: torch.Tensor) -> torch.Tensor:
+    """Mirror half of the pictures (n, channels, h, w), left to right."""
+    return torch.where(draws.rand(1, 1, 1) < 0.5, batch.flip(3), batch)
+
+
+def crops(batch: torch.Tensor, side: int, low: float, high: float, draws: Draws) -> torch.Tensor:
     """Random square crops covering ``low`` to ``high`` of the side, some mirrored, light and contrast jittered."""
     n = len(batch)
-    scale = low + (high - low) * torch.rand(n, generator=generator)
-    shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, generator=generator) - 1)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    scale = low + (high - low) * draws.rand()
+    shift = (1 - scale)[:, None] * (2 * draws.rand(2) - 1)
+    mirrored = torch.where(draws.rand() < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirror, scale, shift
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirrored, scale, shift
     cut = F.grid_sample(batch, F.affine_grid(theta, [n, 3, side, side], align_corners=False), align_corners=False)
-    gain, lift = 1 + 0.2 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
+    gain, lift = (1 + 0.2 * (2 * draws.rand(2, 1, 1, 1) - 1)).unbind(dim=1)
     return cut * gain + (lift - 1)
-
-
-def group_mates(index: torch.Tensor, generator: torch.Generator, count: int) -> torch.Tensor:
-    """For each picture, ``count`` different others of its style draw; shape (n, count)."""
-    order = torch.rand(len(index), GROUP - 1, generator=generator).argsort(dim=1)[:, :count] + 1
-    return index[:, None] // GROUP * GROUP + (index[:, None] % GROUP + order) % GROUP

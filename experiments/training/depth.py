@@ -2,17 +2,25 @@
 
     python -m experiments.training.depth
 
-A small ``DPTForDepthEstimation`` (Ranftl et al. 2021) on 64-pixel pictures; nearness in [0, 1], 1 is nearest. Contrast,
-colour and mirror are varied so that it reads shape rather than palette.
+A small ``DPTForDepthEstimation`` (Ranftl et al. 2021) on 64-pixel pictures; its output is nearness in [0, 1], 1 the
+nearest. Contrast and colour vary, and half of the pictures are mirrored, so that it reads shape rather than palette.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from .clip import SIDE, shrink
-from .data import pictures
-from .loop import Recipe, device, load_published, publish_pretrained, train
+from context_diffusion.scenes.judge import shrink
+
+from .clip import SIDE
+from .data import mirror, pictures, to_tensor
+from .draws import Draws
+from .loop import train
+from .machine import device, processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
 
 
 def new_depth_estimator() -> DPTForDepthEstimation:
@@ -35,29 +43,32 @@ def new_depth_estimator() -> DPTForDepthEstimation:
     return DPTForDepthEstimation(config)
 
 
-def main() -> None:
-    """Train and publish."""
-    recipe = Recipe.from_command_line(__doc__, steps=2500, batch_size=32, learning_rate=1e-3)
-    arrays = pictures()
-    small = torch.from_numpy(shrink(arrays["pixels"]))
-    depth = torch.from_numpy(shrink(arrays["depth"]))
+def examples(pixels: torch.Tensor, depth: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (n, 3, 64, 64), varied, and their nearness (n, 1, 64, 64), from uint8 (n, 64, 64, 3) and (n, 64, 64)."""
+    gain = 1 + 0.3 * (2 * draws.rand(3, 1, 1) - 1)
+    batch = to_tensor(pixels) * gain + 0.05 * draws.randn(3, SIDE, SIDE)
+    both = mirror(draws, torch.cat([batch, depth[:, None].float() / 255], dim=1))
+    return both[:, :3], both[:, 3:]
 
-    def loss(model: DPTForDepthEstimation, generator: torch.Generator) -> torch.Tensor:
-        index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
-        batch = small[index].permute(0, 3, 1, 2).float() / 127.5 - 1
-        gain = 1 + 0.3 * (2 * torch.rand(len(batch), 3, 1, 1, generator=generator) - 1)
-        batch = batch * gain + 0.05 * torch.randn(batch.shape, generator=generator)
-        target = depth[index].float() / 255
-        if torch.rand((), generator=generator) < 0.5:
-            batch, target = batch.flip(3), target.flip(2)
+
+def main() -> None:
+    """Train the estimator."""
+    recipe = Recipe.from_command_line(__doc__, steps=2500, batch_size=32, learning_rate=1e-3)
+    with processes().main_process_first():
+        arrays = pictures()
+    small, depth = (torch.from_numpy(shrink(arrays[key])) for key in ("pixels", "depth"))
+
+    def loss(model: DPTForDepthEstimation, draws: Draws) -> torch.Tensor:
+        index = draws.randint(len(small))
+        batch, target = examples(small[index], depth[index], draws)
         output = model(batch.to(device())).predicted_depth.float()
-        target = F.interpolate(target[:, None], output.shape[-2:], mode="area")[:, 0].to(device())
+        target = F.interpolate(target, output.shape[-2:], mode="area")[:, 0].to(device())
         return F.l1_loss(output, target) + F.mse_loss(output, target)
 
     model = new_depth_estimator()
-    if recipe.warm:
-        load_published(model, "depth")
-    train("depth", model, loss, recipe, publish=lambda m: publish_pretrained(m, "depth"))
+    if recipe.start:
+        load_weights(model, Path(recipe.start) / "depth")
+    train("depth", model, loss, recipe, save=lambda average, folder: save_half(average, folder / "depth"))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,29 @@
 
     python -m experiments.training.dino
 
-Student and teacher share an architecture; the teacher is the student's moving average. Two global crops (teacher and
-student) and two local crops (student) of a picture must get the same distribution over prototypes; centring and
-sharpening keep it from collapsing. No label is used; a second picture of the same style draw is *not* a positive pair.
+Student and teacher share an architecture; the teacher is the student's moving average. Two global crops of a picture
+(seen by both) and two local crops (seen by the student) must get the same distribution over prototypes; centring and
+sharpening keep it from collapsing. No label is used, and two pictures of the same style draw are *not* a positive pair.
 """
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import reduce
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from .clip import SIDE, shrink
-from .data import crops, pictures
-from .loop import Recipe, device, load_published, publish_pretrained, train
+from context_diffusion.scenes.judge import shrink
+
+from .clip import SIDE
+from .data import crops, pictures, to_tensor
+from .draws import Draws
+from .loop import train
+from .machine import device, processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
 
 PROTOTYPES = 512
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
@@ -61,44 +69,58 @@ class Pair(nn.Module):
         self.student = Network(new_vit())
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(PROTOTYPES))
+        self.seen: list[torch.Tensor] = []  # the teacher's mean output in each pass of this step
 
-    @torch.no_grad()
-    def follow(self, teacher_logits: torch.Tensor, momentum: float = 0.996) -> None:
-        """Move the teacher towards the student, and the centre towards the teacher's mean output."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
-        self.centre.lerp_(teacher_logits.mean(dim=0), 0.1)
+    def loss(self, wide: list[torch.Tensor], narrow: list[torch.Tensor]) -> torch.Tensor:
+        """The mean cross-entropy of each crop (n, 3, side, side) under the student with every other wide one's teacher.
 
-
-def main() -> None:
-    """Train and publish the teacher's backbone."""
-    recipe = Recipe.from_command_line(__doc__, steps=2500, batch_size=64, learning_rate=5e-4, weight_decay=0.04)
-    small = torch.from_numpy(shrink(pictures()["pixels"]))
-
-    def loss(pair: Pair, generator: torch.Generator) -> torch.Tensor:
-        index = torch.randint(len(small), (recipe.batch_size,), generator=generator)
-        batch = small[index].permute(0, 3, 1, 2).float() / 127.5 - 1
-        views = [crops(batch, SIDE, 0.5, 1.0, generator).to(device()) for _ in range(2)]
-        views += [crops(batch, LOCAL, 0.25, 0.5, generator).to(device()) for _ in range(2)]
+        The mean of -sum_k p_k log q_k, p the teacher's softmax at temperature 0.04 about the centre, q the student's
+        at 0.1 (Caron et al. 2021, Eq. 3).
+        """
         with torch.no_grad():
-            taught = pair.teacher(torch.cat(views[:2]))
-            targets = ((taught - pair.centre) / TEACHER_TEMPERATURE).softmax(dim=1).chunk(2)
-        learned = [*pair.student(torch.cat(views[:2])).chunk(2), *pair.student(torch.cat(views[2:])).chunk(2)]
+            taught = self.teacher(torch.cat(wide))
+        self.seen.append(taught.mean(dim=0))
+        targets = ((taught - self.centre) / TEACHER_TEMPERATURE).softmax(dim=1).chunk(2)
+        learned = [*self.student(torch.cat(wide)).chunk(2), *self.student(torch.cat(narrow)).chunk(2)]
         terms = [
             -(target * (logits / STUDENT_TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()
             for i, target in enumerate(targets)
             for j, logits in enumerate(learned)
             if i != j
         ]
-        pair.follow(taught)
         return torch.stack(terms).mean()
 
+    @torch.no_grad()
+    def follow(self, momentum: float = 0.996) -> None:
+        """After a step, move the teacher towards the student, and the centre towards the teacher's mean output."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        self.centre.lerp_(reduce(torch.stack(self.seen).mean(dim=0)), 0.1)  # of all passes and processes
+        self.seen.clear()
+
+
+def main() -> None:
+    """Train the pair; what is saved is the teacher's backbone."""
+    recipe = Recipe.from_command_line(__doc__, steps=2500, batch_size=64, learning_rate=5e-4, weight_decay=0.04)
+    with processes().main_process_first():
+        small = torch.from_numpy(shrink(pictures()["pixels"]))
+
+    def loss(pair: Pair, draws: Draws) -> torch.Tensor:
+        batch = to_tensor(small[draws.randint(len(small))])
+        wide = [crops(batch, SIDE, 0.5, 1.0, draws).to(device()) for _ in range(2)]
+        narrow = [crops(batch, LOCAL, 0.25, 0.5, draws).to(device()) for _ in range(2)]
+        return pair.loss(wide, narrow)
+
     pair = Pair()
-    if recipe.warm:  # head and prototypes are not published: they start anew
-        load_published(pair.student.backbone, "dino")
-        load_published(pair.teacher.backbone, "dino")
+    if recipe.start:  # head and prototypes are not saved: they start anew
+        for network in (pair.student, pair.teacher):
+            load_weights(network.backbone, Path(recipe.start) / "dino")
     for network in (pair.student, pair.teacher):
         network.backbone.set_attn_implementation("eager")
-    train("dino", pair, loss, recipe, publish=lambda pair: publish_pretrained(pair.teacher.backbone, "dino"))
+
+    def save(average: Pair, folder: Path) -> None:
+        save_half(average.teacher.backbone, folder / "dino")
+
+    train("dino", pair, loss, recipe, save=save, after_step=Pair.follow)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What the frozen encoders say of every training picture, computed once and kept on disk."""
+"""What the frozen encoders make of every training picture, computed once and kept on disk."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,24 @@ from context_diffusion.scenes.judge import shrink
 
 from .clip import normalize
 from .data import CACHE, pictures, to_tensor
-from .loop import bf16_pays, device
+from .machine import bf16_pays, device
 from .tokenizer import token_ids
 
 BATCH = 64
+ENCODERS = ("vae", "text_encoder", "image_encoder")
 
 
 def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.Tensor]:
-    """Tensors in the order of :func:`pictures`, of the ``vae``, ``text_encoder`` and ``image_encoder`` in ``parts``.
+    """Tensors in the order of :func:`pictures`, from the ``vae``, ``text_encoder`` and ``image_encoder`` in ``parts``.
 
     ``latents`` (n, 12, 16, 16) in half precision, already times the scaling factor; ``text`` (captions, 32, 128) with
     ``caption`` (n,) the index of each picture's caption, the last entry being the empty prompt; ``pooled`` (n, 16, 128)
-    and ``statistics`` (n, 6) for the context projector; ``background`` (n,).
+    and ``statistics`` (n, 6) for the context projector; ``background`` (n,). Raises ``FileNotFoundError`` where an
+    encoder is missing.
     """
     makers = {
-        "latents": (_latents, ["vae"]),
-        "clip": (_clip_features, ["text_encoder", "image_encoder"]),
+        "latents": (_latents, ENCODERS[:1]),
+        "clip": (_clip_features, ENCODERS[1:]),
     }
     data: dict[str, torch.Tensor] = {}
     for name, (make, encoders) in makers.items():
@@ -46,9 +49,12 @@ def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.
     }
 
 
-def _digest(parts: Path, encoders: list[str]) -> str:
+def _digest(parts: Path, encoders: Sequence[str]) -> str:
     """A short name for the weights of some encoders."""
-    files = [file for encoder in encoders for file in sorted((parts / encoder).glob("*.safetensors"))]
+    found = {encoder: sorted((parts / encoder).glob("*.safetensors")) for encoder in encoders}
+    if missing := [encoder for encoder in encoders if not found[encoder]]:
+        raise FileNotFoundError(f"The U-Net reads what {' and '.join(missing)} say, and {parts} holds none.")
+    files = [file for encoder in encoders for file in found[encoder]]
     return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
 
 

@@ -4,9 +4,12 @@
 
 The audio tower is HTSAT (Chen et al. 2022) over 128 mel bins and 126 frames of 40 ms, five seconds; the text tower is a
 RoBERTa of one layer over the words that captions of music use. Each step contrasts a piece with a caption in some
-wording, with its mood alone and with its genre alone; pieces of equal captions, mood or genre share the target. How
-often it is right on unseen pieces: ``evaluation.offline --only music``.
+wording, with its mood alone and with its genre alone; pieces with the same caption, mood or genre share the target. The
+contrast is among the pieces of one pass, as in :mod:`.clip`. How often it is right on unseen pieces:
+``python -m experiments.evaluation.offline --only music``.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +19,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
-from context_diffusion.files import ROOT, TINY_FUSION, written_whole
+from context_diffusion.files import ROOT, written_whole
 from context_diffusion.melodies import GENRES, MOODS, RATE, Piece, describe, render, words
 from context_diffusion.melodies.vocabulary import GENRE_WORDS, MOOD_WORDS, article
 
-from .captioner import SPECIAL
-from .loop import Recipe, load_published, publish_pretrained, train
+from .draws import Draws
+from .loop import train
+from .machine import processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
+from .tokenizer import word_tokenizer
 
 PIECES = 3000
 WORDINGS = 4  # captions of each piece
@@ -33,10 +40,8 @@ CACHE = ROOT / "build" / "music"
 
 
 def new_music_tokenizer() -> BertTokenizer:
-    """BERT's tokenizer over the words of captions of music and the comma, one token each; others are ``[UNK]``."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, ",", *words()])}
-    names = ["input_ids", "attention_mask"]  # RoBERTa has no token types
-    return BertTokenizer(vocab=vocabulary, model_max_length=LENGTH, model_input_names=names)
+    """The tokenizer of the words in captions of music; RoBERTa has no token types."""
+    return word_tokenizer(words(), LENGTH, model_input_names=["input_ids", "attention_mask"])
 
 
 def new_feature_extractor() -> ClapFeatureExtractor:
@@ -95,25 +100,24 @@ def log_mel(
     return 10 * np.log10(np.maximum(1e-10, power @ extractor.mel_filters_slaney)).astype(np.float32)
 
 
-def augmented(whole: Float[Tensor, "n frames mels"], generator: torch.Generator) -> Float[Tensor, "n 1 heard mels"]:
+def augmented(whole: Float[Tensor, "n frames mels"], draws: Draws) -> Float[Tensor, "n 1 heard mels"]:
     """Cut FRAMES at random places, change the gain by -15 to 9 dB, and add white noise, 35 to 95 dB below the loudest.
 
     Powers add: 10 log10(10^(s/10) + 10^(n/10)), with n the level of the noise times a gamma variate of mean 1.
     """
-    count, frames, mels = whole.shape
-    starts = torch.randint(frames - FRAMES + 1, (count,), generator=generator)
-    cut = torch.stack([one[start : start + FRAMES] for one, start in zip(whole, starts.tolist(), strict=True)]).float()
-    level = cut.amax(dim=(1, 2), keepdim=True) - 35 - 60 * torch.rand(count, 1, 1, generator=generator)
-    uneven = torch.rand(2, *cut.shape, generator=generator).clamp(min=1e-6).log().neg().mean(dim=0)
+    starts = draws.randint(whole.shape[1] - FRAMES + 1).tolist()
+    cut = torch.stack([one[start : start + FRAMES] for one, start in zip(whole, starts, strict=True)]).float()
+    level = cut.amax(dim=(1, 2), keepdim=True) - 35 - 60 * draws.rand(1, 1)
+    uneven = draws.rand(2, *cut.shape[1:]).clamp(min=1e-6).log().neg().mean(dim=1)
     noisy = 10 * (10 ** (cut / 10) + uneven * 10 ** (level / 10)).log10()
-    gain = -15 + 24 * torch.rand(count, 1, 1, generator=generator)
+    gain = -15 + 24 * draws.rand(1, 1)
     return (noisy + gain)[:, None]
 
 
-def parts(labels: list[str], vocabulary: dict[str, tuple[str, ...]], generator: torch.Generator) -> list[str]:
+def parts(labels: list[str], vocabulary: dict[str, tuple[str, ...]], draws: Draws) -> list[str]:
     """For each mood (or genre) a short text: "a sad piece of music", "melancholy music", "a sad piece"."""
     said = []
-    for label, (which, form) in zip(labels, torch.rand(len(labels), 2, generator=generator).tolist(), strict=True):
+    for label, (which, form) in zip(labels, draws.rand(2).tolist(), strict=True):
         options = (vocabulary[label][0],) * 2 + vocabulary[label]
         word = options[int(which * len(options))]
         said.append((f"{article(word)} piece of music", f"{word} music", f"{article(word)} piece")[int(form * 3)])
@@ -123,7 +127,7 @@ def parts(labels: list[str], vocabulary: dict[str, tuple[str, ...]], generator: 
 def contrast(
     model: ClapModel, audio: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], which: Int[Tensor, " n"]
 ) -> Float[Tensor, ""]:
-    """The symmetric cross-entropy of CLAP, each side at its own temperature; equal ``which`` share the target."""
+    """The symmetric cross-entropy of CLAP, a temperature for each side; those of equal ``which`` share the target."""
     same = (which[:, None] == which[None]).float()
     target = same / same.sum(dim=1, keepdim=True)
     cosines = audio.float() @ text.float().T
@@ -148,37 +152,35 @@ def music_loss(
 
 
 def main() -> None:
-    """Train and publish."""
+    """Train both towers."""
     recipe = Recipe.from_command_line(
         __doc__, steps=4000, batch_size=32, learning_rate=1e-3, weight_decay=0.05, ema=0.995
     )
-    drawn, heard = pieces(), torch.from_numpy(spectrograms())
+    with processes().main_process_first():
+        drawn, heard = pieces(), torch.from_numpy(spectrograms())
     captions = [[describe(piece, wording) for wording in range(WORDINGS)] for piece in drawn]
     moods, genres = (torch.tensor([names.index(getattr(piece, kind)) for piece in drawn])
                      for kind, names in (("mood", MOODS), ("genre", GENRES)))  # fmt: skip
     numbers = {text: number for number, text in enumerate(sorted({one for said in captions for one in said}))}
     tokenizer = new_music_tokenizer()
     model = new_clap(tokenizer)
-    if recipe.warm:
-        load_published(model, "music", root=TINY_FUSION)
+    if recipe.start:
+        load_weights(model, Path(recipe.start) / "music")
 
-    def loss(model: ClapModel, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(drawn), (recipe.batch_size,), generator=generator)
-        wording = int(torch.randint(WORDINGS, (), generator=generator))
-        whole = [captions[number][wording] for number in index.tolist()]
+    def loss(model: ClapModel, draws: Draws) -> Tensor:
+        index, wordings = draws.randint(len(drawn)), draws.randint(WORDINGS).tolist()
+        whole = [captions[i][wording] for i, wording in zip(index.tolist(), wordings, strict=True)]
         texts = [(whole, torch.tensor([numbers[text] for text in whole]))]
         for labels, names, table in ((moods, MOODS, MOOD_WORDS), (genres, GENRES, GENRE_WORDS)):
             which = labels[index]
-            texts.append((parts([names[number] for number in which.tolist()], table, generator), which))
-        spectra = augmented(heard[index], generator)
+            texts.append((parts([names[number] for number in which.tolist()], table, draws), which))
+        spectra = augmented(heard[index], draws)
         return music_loss(model, spectra.to(model.device), texts, tokenizer)
 
-    def publish(model: ClapModel) -> None:
-        publish_pretrained(model, "music", root=TINY_FUSION)
-        tokenizer.save_pretrained(TINY_FUSION / "music")
-        new_feature_extractor().save_pretrained(TINY_FUSION / "music")
+    def save(average: ClapModel, folder: Path) -> None:
+        save_half(average, folder / "music", tokenizer, new_feature_extractor())
 
-    train("music", model, loss, recipe, publish=publish)
+    train("music", model, loss, recipe, save=save)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,20 @@ class Muon(torch.optim.Muon):
     """``torch.optim.Muon`` on weights of any shape: each is optimised as the matrix (outputs, everything else).
 
     ``torch.optim.Muon`` takes two-dimensional parameters only. A view shares the weight's memory, so an update of the
-    view is one of the weight; orthogonalisation does not depend on the order of the columns.
+    view is one of the weight. The order of a matrix's columns does not matter to orthogonalisation, but gradient and
+    weight need the same one.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], **options):
         self.weights = list(weights)
-        super().__init__([nn.Parameter(as_matrix(weight.data, view=True)) for weight in self.weights], **options)
+        self.patterns = [matrix_pattern(weight) for weight in self.weights]
+        super().__init__([nn.Parameter(matrix_view(weight.data)) for weight in self.weights], **options)
 
     def step(self, closure=None):
         """One update from the gradients of the weights."""
         matrices = [matrix for group in self.param_groups for matrix in group["params"]]
-        for weight, matrix in zip(self.weights, matrices, strict=True):
-            matrix.grad = None if weight.grad is None else as_matrix(weight.grad)
+        for weight, pattern, matrix in zip(self.weights, self.patterns, matrices, strict=True):
+            matrix.grad = None if weight.grad is None else rearrange(weight.grad, pattern)
         return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -35,15 +37,17 @@ class Muon(torch.optim.Muon):
         super().zero_grad(set_to_none)
 
 
-def as_matrix(weight: Tensor, *, view: bool = False) -> Tensor:
-    """(outputs, inputs, *kernel) as (outputs, kernel x inputs); with ``view`` in the same memory, or ``ValueError``."""
-    if weight.ndim == 4:
-        matrix = rearrange(weight, "outputs inputs height width -> outputs (height width inputs)")
-        if matrix.data_ptr() != weight.data_ptr():
-            matrix = rearrange(weight, "outputs inputs height width -> outputs (inputs height width)")
-    else:
-        matrix = weight.flatten(1)
-    if view and matrix.data_ptr() != weight.data_ptr():
+def matrix_pattern(weight: Tensor) -> str:
+    """The pattern that joins a weight's axes as they lie in memory: (outputs, inputs x kernel) or channels last."""
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return "outputs inputs height width -> outputs (height width inputs)"
+    return "outputs ... -> outputs (...)"
+
+
+def matrix_view(weight: Tensor) -> Tensor:
+    """(outputs, inputs, *kernel) as a matrix in the same memory; raises ``ValueError`` where there is no such view."""
+    matrix = rearrange(weight, matrix_pattern(weight))
+    if matrix.data_ptr() != weight.data_ptr():
         raise ValueError(f"A weight of shape {tuple(weight.shape)} and strides {weight.stride()} has no matrix view.")
     return matrix
 

@@ -9,10 +9,14 @@ connectionist temporal classification (Graves et al. 2006), as in hybrid CTC/att
     L = lambda L_ctc + (1 - lambda) L_attention.                                                              (1)
 
 The linear layer that reads words off the encoder is thrown away afterwards. How many words it gets wrong, in voices
-that it never heard: ``evaluation.offline --only speech``.
+that it never heard: ``python -m experiments.evaluation.offline --only speech``.
+
+Utterances are padded to the longest of their pass, and each word counts the same: more processes or ``--accumulate``
+hear the same utterances, but sum their errors a little differently.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,10 +32,13 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from context_diffusion.files import TINY_FUSION
 from context_diffusion.scenes import words
 
-from .loop import Recipe, device, load_published, publish_pretrained, train
+from .draws import Draws
+from .loop import train
+from .machine import device, processes
+from .recipe import Recipe
+from .saving import load_weights, save_half
 from .speech_data import NOISES, RATE, Speech, in_any_order, noise, speech, with_noise
 
 SPOKEN = (",", *(f" {word}" for word in words()))  # with the space before, as Whisper's tokens have it
@@ -139,12 +146,11 @@ def heard(
     return samples * np.float32(10 ** (-generator.uniform(0, 25) / 20))
 
 
-def masked(features: Float[Tensor, "n bands frames"], generator: torch.Generator) -> Float[Tensor, "n bands frames"]:
+def masked(features: Float[Tensor, "n bands frames"], draws: Draws) -> Float[Tensor, "n bands frames"]:
     """SpecAugment (Park et al. 2019): two stripes of bands and two of frames set to the mean."""
     for axis, widest in ((1, BANDS // 8), (1, BANDS // 8), (2, 8), (2, 8)):
-        size, count = features.shape[axis], len(features)
-        width = torch.randint(widest + 1, (count, 1), generator=generator)
-        start = (torch.rand(count, 1, generator=generator) * (size - width)).long()
+        size, width = features.shape[axis], draws.randint(widest + 1, 1)
+        start = (draws.rand(1) * (size - width)).long()
         place = torch.arange(size)
         hidden = (place >= start) & (place < start + width)
         features = torch.where(hidden.unsqueeze(3 - axis), features.mean(dim=(1, 2), keepdim=True), features)
@@ -152,7 +158,7 @@ def masked(features: Float[Tensor, "n bands frames"], generator: torch.Generator
 
 
 class Batches:
-    """Draws batches of utterances of like length, noisy and cut to the longest, with their tokens."""
+    """Draws batches of ``size`` utterances of similar length, noisy, each with its tokens."""
 
     def __init__(self, spoken: Speech, processor: WhisperProcessor, size: int):
         self.spoken, self.processor, self.size = spoken, processor, size
@@ -161,47 +167,46 @@ class Batches:
         generator = np.random.default_rng(0)
         self.noises = [noise(kind, NOISE_SECONDS * RATE, generator, spoken) for kind in NOISES for _ in range(4)]
 
-    def __call__(self, generator: torch.Generator) -> tuple[Float[Tensor, "n bands frames"], Int[Tensor, "n length"]]:
-        """Draw one batch."""
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        numbers = np.random.default_rng(seed)
-        lengths = self.spoken.lengths()[self.pool] * numbers.uniform(0.8, 1.25, len(self.pool))
-        order = self.pool[np.argsort(lengths)]
-        start = int(numbers.integers(len(order) - self.size + 1))
-        samples, texts = [], []
-        for index in order[start : start + self.size].tolist():
-            empty = numbers.random() < EMPTY
-            loud = numbers.uniform(0.003, 0.2)
-            clean = loud * noise("pink", 2 * RATE, numbers) if empty else self.spoken[index]
-            samples.append(heard(clean.astype(np.float32), numbers, self.noises))
+    def __call__(self, draws: Draws) -> tuple[Float[Tensor, "n bands frames"], Int[Tensor, "n length"]]:
+        """Draw those samples of a batch that ``draws`` holds, padded to the longest of them."""
+        common = np.random.default_rng(int(torch.randint(2**31, (), generator=draws.common)))
+        lengths = self.spoken.lengths()[self.pool] * common.uniform(0.8, 1.25, len(self.pool))
+        order, first = self.pool[np.argsort(lengths)], int(common.integers(len(self.pool) - self.size + 1))
+        full, samples, texts = common.random() < FULL, [], []
+        for number, generator in zip(draws.samples, draws.numpy(), strict=True):
+            index, empty = int(order[first + number % self.size]), generator.random() < EMPTY
+            loud = generator.uniform(0.003, 0.2)
+            clean = loud * noise("pink", 2 * RATE, generator) if empty else self.spoken[index]
+            samples.append(heard(clean.astype(np.float32), generator, self.noises))
             texts.append("" if empty else f" {self.spoken.texts[index]}")
-        longest = WINDOW * RATE if numbers.random() < FULL else max(map(len, samples))
+        longest = WINDOW * RATE if full else max(map(len, samples))
         even = min(longest + -longest % (2 * HOP), WINDOW * RATE)
         samples[0] = np.pad(samples[0], (0, even - len(samples[0])))
         features = self.processor(samples, sampling_rate=RATE, padding="longest", return_tensors="pt").input_features
         ids = self.processor.tokenizer(texts, padding=True, return_tensors="pt").input_ids
-        return masked(features, generator), ids
+        return masked(features, draws), ids
 
 
 def main() -> None:
-    """Train and publish."""
+    """Train the transcriber."""
     recipe = Recipe.from_command_line(__doc__, steps=8000, batch_size=32, learning_rate=1e-3, warmup=300)
+    with processes().main_process_first():
+        spoken = speech()
     processor = new_processor()
-    batches = Batches(speech(), processor, recipe.batch_size)
+    batches = Batches(spoken, processor, recipe.batch_size)
     torch.manual_seed(recipe.seed)
     model = Listener(new_whisper(processor.tokenizer))
-    if recipe.warm:
-        load_published(model.whisper, "speech", root=TINY_FUSION)
+    if recipe.start:
+        load_weights(model.whisper, Path(recipe.start) / "speech")
 
-    def loss(model: Listener, generator: torch.Generator) -> Tensor:
-        features, ids = batches(generator)
+    def loss(model: Listener, draws: Draws) -> Tensor:
+        features, ids = batches(draws)
         return joint_loss(model, features.to(device()), ids.to(device()))
 
-    def publish(model: Listener) -> None:
-        publish_pretrained(model.whisper, "speech", root=TINY_FUSION)
-        processor.save_pretrained(TINY_FUSION / "speech")
+    def save(average: Listener, folder: Path) -> None:
+        save_half(average.whisper, folder / "speech", processor)
 
-    train("speech", model, loss, recipe, publish=publish)
+    train("speech", model, loss, recipe, save=save)
 
 
 if __name__ == "__main__":

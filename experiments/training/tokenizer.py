@@ -1,19 +1,23 @@
-"""CLIP's byte-level BPE over the world's own word list: every listed word is one token, other text falls to bytes.
+"""Tokenizers over the offline world's own words, each of which is one token.
 
-Built directly, without a trainer, so that the vocabulary is the same in every process.
+They are built directly, without a trainer, so that the vocabulary is the same in every process.
 """
 
+from collections.abc import Iterable
+
+import torch
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer
+from transformers import BertTokenizer, CLIPTokenizer
 
 from context_diffusion.scenes import words
 
 MAX_LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def new_tokenizer(vocabulary: list[str] | None = None) -> CLIPTokenizer:
-    """The tokenizer of ``tiny-scenes``; start is id 0, end and padding are id 1."""
+    """The byte-level BPE of ``tiny-scenes``: unlisted text falls to bytes; start is id 0, end and padding are id 1."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([START, END, *alphabet, *(a + "</w>" for a in alphabet)])}
     ranks: dict[tuple[str, str], int] = {}
@@ -37,6 +41,12 @@ def _pieces(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     return pieces
 
 
-def token_ids(tokenizer: CLIPTokenizer, texts: list[str]):
+def word_tokenizer(vocabulary: Iterable[str], length: int, **options) -> BertTokenizer:
+    """BERT's tokenizer over some words and the comma, up to ``length`` tokens; other words are ``[UNK]``."""
+    vocab = {token: number for number, token in enumerate([*SPECIAL, ",", *vocabulary])}
+    return BertTokenizer(vocab=vocab, model_max_length=length, **options)
+
+
+def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Padded token ids, int64 (n, 32)."""
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -5,16 +5,19 @@
 
 The network predicts the velocity (Salimans and Ho 2022) on a schedule whose last step is pure noise (Lin et al. 2023),
 so that nothing of a picture's palette hides in the noise that sampling starts from. Its error is weighted by
-``(min(SNR, 5) + 1) / (SNR + 1)``: min-SNR (Hang et al. 2023), but not zero at the last step. The time steps of a batch
-are one from each of its equal parts.
+``(min(SNR, 5) + 1) / (SNR + 1)``: min-SNR (Hang et al. 2023), but not zero at the last step. Each batch takes its time
+steps evenly, one from each of 32 equal stretches of the schedule.
 
 Its cross-attention reads text tokens, then 16 context tokens and a statistic token of one to three *other* pictures of
 the same style draw. The text is dropped in 15 % of the samples. A quarter of the batches have no context tokens; in the
-others one sample of six has the null context of guidance, zeros. A described background is drawn twice as often as a
-plain one.
+others one sample of six has zeros instead, the null context of guidance. A described background is drawn twice as often
+as a plain one.
+
+``build/training/unet/`` is complete: beside the two networks lie their scheduler and the encoders that they have
+learned to read, so that it can be the ``--start`` of another run, or of a ControlNet's.
 """
 
-import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -28,8 +31,11 @@ from context_diffusion.scenes import BACKGROUNDS, TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 
 from .draws import Draws
-from .features import features
-from .loop import Recipe, bf16_pays, device, load_weights, save_half, train
+from .features import ENCODERS, features
+from .loop import train
+from .machine import processes
+from .recipe import Recipe
+from .saving import folder_written_whole, load_weights, save_half
 
 GROUPS = 12_000
 HELD_OUT_GROUPS, HELD_OUT_DRAWS = 128, 3
@@ -38,10 +44,12 @@ TEXT_DROP = 0.15
 NO_CONTEXT = 0.25
 NULL_CONTEXT = 1 / 6
 MIN_SNR = 5.0
+MOST_WEIGHT = 30.0
+STRATA = 32
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas rescaled to zero terminal SNR (Lin et al. 2023, algorithm 1), sampled from the last step."""
+    """Stable Diffusion's betas, rescaled to zero terminal SNR (Lin et al. 2023, algorithm 1); sampling begins there."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -79,7 +87,7 @@ class Denoiser(nn.Module):
 
 
 def group_mates(index: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """For each picture the three others of its style draw in any order, and weights that keep one to three of them."""
+    """For each picture the three others of its style draw in random order, and weights that keep one to three."""
     order = draws.rand(GROUP - 1).argsort(dim=1) + 1
     count = draws.randint(GROUP - 1)[:, None] + 1
     return index[:, None] // GROUP * GROUP + (index[:, None] % GROUP + order) % GROUP, (
@@ -101,53 +109,52 @@ def condition(data: dict, projector: ContextProjector, index: Tensor, draws: Dra
 
 
 def noised(latents: Tensor, scheduler: DDIMScheduler, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, the velocity to predict, and the weight of each sample's error."""
+    """Noisy latents, what the network must predict of them, and the weight of each sample's squared error.
+
+    Where the scheduler asks for the velocity, the weight is (min(SNR, 5) + 1) / (SNR + 1). Where it asks for the noise,
+    it is min(SNR, 5) / SNR times 1 / alpha_bar, the latter at most 30: at high noise, where the palette is decided, a
+    small error of the noise is a large error of the picture. SNR = alpha_bar / (1 - alpha_bar). Raises ``ValueError``
+    for any other prediction type.
+    """
     alpha = scheduler.alphas_cumprod[timestep]
     snr = alpha / (1 - alpha)
-    weight = (snr.clamp(max=MIN_SNR) + 1) / (snr + 1)
-    return scheduler.add_noise(latents, noise, timestep), scheduler.get_velocity(latents, noise, timestep), weight
+    noisy, kind = scheduler.add_noise(latents, noise, timestep), scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return noisy, scheduler.get_velocity(latents, noise, timestep), (snr.clamp(max=MIN_SNR) + 1) / (snr + 1)
+    if kind == "epsilon":
+        return noisy, noise, (MIN_SNR / snr).clamp(max=1) * (1 / alpha).clamp(max=MOST_WEIGHT)
+    raise ValueError(f"Training knows the prediction types 'v_prediction' and 'epsilon'; the scheduler has {kind!r}.")
 
 
 def drawn(data: dict, index: Tensor, scheduler: DDIMScheduler, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noisy latents, time steps, velocities and weights of the pictures ``index``."""
+    """Noisy latents, time steps, targets and weights of the pictures ``index``."""
     latents = data["latents"][index].float()
     steps = scheduler.config.num_train_timesteps
-    timestep = (draws.strata(32) * steps).long().clamp(max=steps - 1)
-    noisy, velocity, weight = noised(latents, scheduler, timestep, draws.randn(*latents.shape[1:]))
-    return noisy, timestep, velocity, weight
+    timestep = (draws.strata(STRATA) * steps).long().clamp(max=steps - 1)
+    noisy, target, weight = noised(latents, scheduler, timestep, draws.randn(*latents.shape[1:]))
+    return noisy, timestep, target, weight
+
+
+def weighted_error(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The mean over the samples of weight times squared error."""
+    return (weight * (output.float() - target).square().mean(dim=(1, 2, 3))).mean()
 
 
 def held_out_loss(data: dict, scheduler: DDIMScheduler, denoiser: Denoiser) -> list[float]:
-    """The unweighted loss in five bands of noise, low noise first: fixed pictures, contexts and noise."""
+    """The unweighted loss in five bands of noise, the lowest first: fixed pictures, contexts and noise."""
     total, number = torch.zeros(BANDS), torch.zeros(BANDS)
     pictures, size = len(data["latents"]), 64
     for first in range(0, HELD_OUT_DRAWS * pictures, size):
         samples = range(first, min(first + size, HELD_OUT_DRAWS * pictures))
         draws = Draws(1, samples, first // size)
         index = torch.tensor(samples) % pictures
-        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
-            tokens = condition(data, denoiser.projector, index, draws)
-            noisy, timestep, velocity, _ = drawn(data, index, scheduler, draws)
-            output = denoiser.unet(noisy.to(tokens.device), timestep.to(tokens.device), tokens).sample.float().cpu()
+        tokens = condition(data, denoiser.projector, index, draws)
+        noisy, timestep, target, _ = drawn(data, index, scheduler, draws)
+        output = denoiser.unet(noisy.to(tokens.device), timestep.to(tokens.device), tokens).sample.float().cpu()
         band = timestep * BANDS // scheduler.config.num_train_timesteps
-        total.index_add_(0, band, (output - velocity).square().mean(dim=(1, 2, 3)))
+        total.index_add_(0, band, (output - target).square().mean(dim=(1, 2, 3)))
         number.index_add_(0, band, torch.ones(len(band)))
     return (total / number).tolist()
-
-
-def publish_index(root: Path = TINY_SCENES) -> None:
-    """Write the scheduler and ``model_index.json``, which make the folder an ordinary Stable Diffusion pipeline."""
-    new_scheduler().save_pretrained(root / "scheduler")
-    parts = {
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        **dict.fromkeys(["safety_checker", "feature_extractor", "image_encoder"], [None, None]),
-    }
-    index = {"_class_name": "StableDiffusionPipeline", **parts, "requires_safety_checker": False}
-    (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def main() -> None:
@@ -156,7 +163,8 @@ def main() -> None:
         __doc__, steps=100_000, batch_size=32, learning_rate=1e-3, optimizer="muon", schedule="constant"
     )
     parts = Path(recipe.start or TINY_SCENES)
-    data, unseen = features(parts, GROUPS), features(parts, HELD_OUT_GROUPS, TinyScenes.HELD_OUT)
+    with processes().main_process_first():
+        data, unseen = features(parts, GROUPS), features(parts, HELD_OUT_GROUPS, TinyScenes.HELD_OUT)
     plain = data["background"] == BACKGROUNDS.index("plain")
     often = torch.cat([torch.arange(len(plain)), torch.arange(len(plain))[~plain]])
     scheduler, model = new_scheduler(), Denoiser(new_unet(), ContextProjector())
@@ -169,13 +177,16 @@ def main() -> None:
     def loss(model: Denoiser, draws: Draws) -> Tensor:
         index = often[draws.randint(len(often))]
         tokens = condition(data, model.projector, index, draws)
-        noisy, timestep, velocity, weight = (x.to(tokens.device) for x in drawn(data, index, scheduler, draws))
-        error = (model.unet(noisy, timestep, tokens).sample.float() - velocity).square().mean(dim=(1, 2, 3))
-        return (weight * error).mean()
+        noisy, timestep, target, weight = (x.to(tokens.device) for x in drawn(data, index, scheduler, draws))
+        return weighted_error(model.unet(noisy, timestep, tokens).sample, target, weight)
 
     def save(average: Denoiser, folder: Path) -> None:
         save_half(average.unet, folder / "unet")
         save_half(average.projector, folder / "context_projector")
+        scheduler.save_pretrained(folder / "scheduler")
+        for name in ENCODERS:
+            with folder_written_whole(folder / name) as temporary:
+                shutil.copytree(parts / name, temporary, dirs_exist_ok=True)
 
     train("unet", model, loss, recipe, save=save, held_out=lambda average: held_out_loss(unseen, scheduler, average))
 

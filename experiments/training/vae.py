@@ -1,18 +1,29 @@
 """Train the autoencoder: 128x128 pictures to 16x16 latents and back.
 
     python -m experiments.training.vae                  # encoder and decoder together
-    python -m experiments.training.decoder              # afterwards: the decoder alone, latents unchanged
+    python -m experiments.training.vae --decoder        # afterwards: the decoder alone, latents unchanged
 
-Loss: L1 + squared error + 0.2 x L1 of the picture's gradients + 1e-3 x KL per latent dimension (Rombach et al. 2022,
-section 3.1, without the adversarial part), on random 64x64 crops: the network is convolutional.
+Both see random 64x64 crops: the network is convolutional. Together they minimise L1 + squared error + 0.2 x L1 of the
+picture's gradients + 1e-3 x KL per latent dimension (Rombach et al. 2022, section 3.1, without the adversarial part).
+The decoder alone minimises mostly squared error, because that is what PSNR measures, as Stable Diffusion's ft-MSE
+decoders do. It can be trained on at any time, also while the U-Net is in training: that never sees the decoder.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from .data import pictures, to_tensor
-from .loop import Recipe, load_published, publish_pretrained, train
+from context_diffusion.files import TINY_SCENES
+
+from .data import mirror, pictures, to_tensor
+from .draws import Draws
+from .loop import train
+from .machine import processes
+from .recipe import Recipe
+from .saving import save_half
 
 CROP = 64
 KL_WEIGHT = 1e-3
@@ -32,16 +43,14 @@ def new_autoencoder() -> AutoencoderKL:
         force_upcast=False,
     )
     torch.nn.init.constant_(model.quant_conv.bias[12:], -6.0)  # start almost without noise: log-variance -6
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
-def random_crops(pixels: np.ndarray, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """A batch of random crops, half of them mirrored; (batch, 3, 64, 64) in [-1, 1]."""
-    index = torch.randint(len(pixels), (batch_size,), generator=generator).tolist()
-    corner = torch.randint(pixels.shape[1] - CROP + 1, (batch_size, 2), generator=generator).tolist()
+def random_crops(pixels: np.ndarray, draws: Draws) -> torch.Tensor:
+    """Random crops of random pictures, half of them mirrored; (samples, 3, 64, 64) in [-1, 1]."""
+    index, corner = draws.randint(len(pixels)).tolist(), draws.randint(pixels.shape[1] - CROP + 1, 2).tolist()
     crops = [pixels[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, corner, strict=True)]
-    batch = to_tensor(np.stack(crops))
-    return batch.flip(3) if torch.rand((), generator=generator) < 0.5 else batch
+    return mirror(draws, to_tensor(np.stack(crops)))
 
 
 def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -51,31 +60,54 @@ def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + error.square().mean() + 0.2 * gradients
 
 
+def autoencoder_loss(model: AutoencoderKL, target: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """What encoder and decoder minimise together."""
+    posterior = model.encode(target).latent_dist
+    noise = draws.randn(*posterior.mean.shape[1:]).to(target.device)
+    output = model.decode(posterior.mean + posterior.std * noise).sample
+    return picture_loss(output, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+
+
+def decoder_loss(model: AutoencoderKL, target: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """What the decoder alone minimises: squared error + 0.1 x L1."""
+    with torch.no_grad():
+        latents = model.encode(target).latent_dist.mean
+    output = model.decode(latents).sample.float()
+    return F.mse_loss(output, target) + 0.1 * F.l1_loss(output, target)
+
+
 def main() -> None:
-    """Train and publish."""
-    recipe = Recipe.from_command_line(__doc__, steps=8000, batch_size=16, learning_rate=1e-3)
-    pixels = pictures()["pixels"]
+    """Train both parts, or the decoder of the published weights or of those in ``--start``."""
+    parser = Recipe.parser(__doc__, steps=8000, batch_size=16, learning_rate=1e-3)
+    parser.add_argument("--decoder", action="store_true", help="train the decoder alone, at a rate of 7e-4")
+    if parser.parse_known_args()[0].decoder:
+        parser.set_defaults(learning_rate=7e-4, seed=1)
+    options = vars(parser.parse_args())
+    alone, recipe = options.pop("decoder"), Recipe(**options)
+    with processes().main_process_first():
+        pixels = pictures()["pixels"]
+    minimised, model = decoder_loss if alone else autoencoder_loss, new_autoencoder()
+    if alone or recipe.start:  # with its configuration: the scaling factor belongs to the latents
+        model = AutoencoderKL.from_pretrained(Path(recipe.start or TINY_SCENES) / "vae").float()
+    for part in (model.encoder, model.quant_conv):
+        part.requires_grad_(not alone)
 
-    def loss(model: AutoencoderKL, generator: torch.Generator) -> torch.Tensor:
-        target = random_crops(pixels, recipe.batch_size, generator).to(model.device)
-        posterior = model.encode(target).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(model.device)
-        output = model.decode(posterior.mean + posterior.std * noise).sample
-        return picture_loss(output, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    def loss(model: AutoencoderKL, draws: Draws) -> torch.Tensor:
+        return minimised(model, random_crops(pixels, draws).to(model.device), draws)
 
-    model = new_autoencoder()
-    if recipe.warm:
-        load_published(model, "vae")
-    train("vae", model, loss, recipe, publish=lambda m: publish(m, pixels))
+    def save(average: AutoencoderKL, folder: Path) -> None:
+        if not alone:
+            average.register_to_config(scaling_factor=scaling_factor(average, pixels))
+        save_half(average, folder / "vae")
+
+    train("decoder" if alone else "vae", model.to(memory_format=torch.channels_last), loss, recipe, save=save)
 
 
 @torch.no_grad()
-def publish(model: AutoencoderKL, pixels: np.ndarray) -> None:
-    """Write the weights, with the scaling factor that gives latents of the training pictures unit variance."""
-    sample = to_tensor(pixels[:: len(pixels) // 128]).to(model.device)
-    latents = model.encode(sample).latent_dist.mean
-    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    publish_pretrained(model, "vae")
+def scaling_factor(model: AutoencoderKL, pixels: np.ndarray) -> float:
+    """The factor that gives latents of the training pictures unit variance (Rombach et al. 2022, section G)."""
+    sample = to_tensor(pixels[:: max(1, len(pixels) // 128)]).to(model.device)
+    return round(1 / model.encode(sample).latent_dist.mean.std().item(), 4)
 
 
 if __name__ == "__main__":
