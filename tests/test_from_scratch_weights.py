@@ -149,7 +149,7 @@ def test_configurations_that_are_not_written_here():
         build(UNet, {"down_block_types": ["AttnDownBlock2D"] * 4})
     with pytest.raises(ValueError, match="hidden_act must be one of"):
         build(TextEncoder, {"hidden_act": "relu"})
-    with pytest.raises(ValueError, match="multiple of its heads; got 320 and 7"), torch.device("meta"):
+    with pytest.raises(ValueError, match="multiple of its number of heads; got 320 and 7"), torch.device("meta"):
         build(UNet, {"attention_head_dim": 7})
 
 

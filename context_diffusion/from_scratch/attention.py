@@ -1,6 +1,7 @@
 """Attention, and the transformer that lets every pixel of the U-Net look at the picture and at the prompt."""
 
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(
-                f"The width of an attention layer must be a multiple of its heads; got {width} and {heads}."
+                f"The width of an attention layer is a multiple of its number of heads; got {width} and {heads}."
             )
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias)
@@ -25,7 +26,7 @@ class Attention(nn.Module):
 
     def split(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch heads tokens d"]:
         """Cut the width into heads."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return rearrange(x, "batch tokens (heads d) -> batch heads tokens d", heads=self.heads)
 
     def forward(
         self,
@@ -35,15 +36,16 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         context = x if context is None else context
         q, k, v = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  #       batch heads queries d
-        return self.to_out(heads.transpose(1, 2).flatten(2))
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.to_out(rearrange(heads, "batch heads queries d -> batch queries (heads d)"))
 
     def weights(
         self, x: Float[Tensor, "batch queries width"], context: Float[Tensor, "batch keys context"]
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """The softmax of eq. (1) by itself, rows summing to 1: who looks at what. ``forward`` never stores it."""
+        """The softmax of eq. (1) alone, its rows summing to 1: who looks at what. ``forward`` never stores it."""
         q, k = self.split(self.to_q(x)), self.split(self.to_k(context))
-        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        scores = einsum(q, k, "batch heads queries d, batch heads keys d -> batch heads queries keys")
+        return (scores / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -60,7 +62,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Look at the picture, look at the prompt, think (Rombach et al. 2022, table 15); each adds to x."""
+    """Look at the picture, look at the prompt, think (Rombach et al. 2022, table 15); each step adds to x."""
 
     def __init__(self, width: int, heads: int, context_width: int):
         super().__init__()
@@ -80,7 +82,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map as a sequence of pixels, through transformer blocks, and back (Rombach et al. 2022, app. E.2.1).
+    """Take a feature map as a sequence of pixels through transformer blocks and back (Rombach et al. 2022, app. E.2.1).
 
     SD 1.x stores the two projections as 1x1 convolutions, SD 2.x as linear layers. A 1x1 convolution *is* a linear
     layer on every pixel, so one form serves both.
@@ -96,20 +98,29 @@ class SpatialTransformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"], context: Float[Tensor, "batch tokens context"]
     ) -> Float[Tensor, "batch channels height width"]:
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  #                        batch pixels channels
-        pixels = self.proj_in(pixels)
+        pixels = self.proj_in(as_sequence(self.norm(x)))
         for block in self.blocks:
             pixels = block(pixels, context)
-        return x + self.proj_out(pixels).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + as_map(self.proj_out(pixels), height=x.shape[2])
 
 
 class PixelAttention(Attention):
-    """The autoencoder's attention: every pixel looks at every pixel, in one head, with its own group norm."""
+    """The autoencoder's attention: every pixel looks at every pixel, with one head, after a group norm."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(channels, heads=1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        pixels = self.group_norm(x).flatten(2).transpose(1, 2)
-        return x + super().forward(pixels).transpose(1, 2).unflatten(2, x.shape[2:])
+        pixels = super().forward(as_sequence(self.group_norm(x)))
+        return x + as_map(pixels, height=x.shape[2])
+
+
+def as_sequence(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch pixels channels"]:
+    """A feature map as a sequence of pixels, row by row."""
+    return rearrange(x, "batch channels height width -> batch (height width) channels")
+
+
+def as_map(pixels: Float[Tensor, "batch pixels channels"], height: int) -> Float[Tensor, "batch channels height width"]:
+    """A sequence of pixels as a feature map again."""
+    return rearrange(pixels, "batch (height width) channels -> batch channels height width", height=height)

@@ -1,10 +1,11 @@
-"""What cross-attention looks at, word by word: every cross-attention layer's softmax, recorded while a model runs."""
+"""What cross-attention looks at, word by word: the softmax of every cross-attention layer, recorded as a model runs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,11 +16,11 @@ Maps = dict[str, list[Float[Tensor, "batch heads height width tokens"]]]
 
 @contextmanager
 def record_cross_attention(unet: nn.Module) -> Iterator[Maps]:
-    """Inside the block every call of the U-Net adds its attention weights: ``maps[layer][call]``.
+    """Inside the block, every call of the U-Net adds its attention weights: ``maps[layer][call]``.
 
-    A weight is the share of its attention that one pixel gives to one token; over tokens they sum to 1. With guidance
-    the batch is twice as long: first without, then with the prompt. The model computes as before: a forward hook, which
-    is taken off again at the end, sees the layer's input and evaluates the softmax once more.
+    A weight is the share of a pixel's attention that goes to one token; over the tokens they sum to 1. With guidance
+    the batch is twice as long: first without the prompt, then with it. The model computes as before: a forward hook,
+    removed at the end of the block, sees the layer's input and evaluates the softmax once more.
 
         with record_cross_attention(model.unet) as maps:
             images = text_to_image(model, "a boat on the sea")
@@ -32,7 +33,11 @@ def record_cross_attention(unet: nn.Module) -> Iterator[Maps]:
 
     def record(name: str):
         def hook(module: Attention, args: tuple, output: Tensor):
-            weights = module.weights(*args).unflatten(2, tuple(size["now"]))
+            weights = rearrange(
+                module.weights(*args),
+                "batch heads (height width) tokens -> batch heads height width tokens",
+                height=size["now"][0],
+            )
             maps.setdefault(name, []).append(weights.detach())
 
         return hook
@@ -55,7 +60,7 @@ def word_maps(maps: Mapping[str, list[Tensor]], row: int = -1) -> Float[Tensor, 
 
     Arguments:
         maps: what ``record_cross_attention`` collected.
-        row: which row of the batch; the last one is the (last) prompt, with or without guidance.
+        row: which row of the batch; the last row belongs to the last prompt, with or without guidance.
     """
     if not maps:
         raise ValueError(
@@ -63,5 +68,5 @@ def word_maps(maps: Mapping[str, list[Tensor]], row: int = -1) -> Float[Tensor, 
         )
     means = [torch.stack([call[row].mean(0) for call in calls]).mean(0) for calls in maps.values()]
     finest = max((mean.shape[:2] for mean in means), key=lambda size: size[0] * size[1])
-    pictures = [mean.movedim(-1, 0)[None].float() for mean in means]  #             1 tokens height width
+    pictures = [rearrange(mean, "height width tokens -> 1 tokens height width").float() for mean in means]
     return torch.cat([F.interpolate(p, size=finest, mode="bilinear") for p in pictures]).mean(0)

@@ -1,4 +1,4 @@
-"""The autoencoder (Rombach et al. 2022, section 3.1): pictures to small latents and back.
+"""The autoencoder (Rombach et al. 2022, section 3.1): from pictures to small latents and back.
 
 image  3 x H x W  --encoder-->  mean, standard deviation  --sample, scale-->  latent  C x H/8 x W/8  --decoder-->  image
 """
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import PixelAttention
 from .blocks import Downsample, ResidualBlock, Upsample
 
-EPS = 1e-6  # of every group norm in here
+EPS = 1e-6  # of every group norm in this file
 
 
 class Middle(nn.Module):
@@ -32,7 +33,7 @@ class Middle(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, then perhaps a step down or up to the next."""
+    """Residual blocks at one resolution, then perhaps a step down or up to the next one."""
 
     def __init__(self, before: int, width: int, layers: int, groups: int, **step: nn.Module):
         super().__init__()
@@ -49,7 +50,7 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Residual stages, each but the last halving the picture; out come mean and log-variance of the latent."""
+    """Residual stages, all but the last halving the picture; the output is the latent's mean and log-variance."""
 
     def __init__(
         self, in_channels: int, latent_channels: int, widths: Sequence[int], layers: int, groups: int, attention: bool
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror image, with one residual block more in each stage."""
+    """The encoder's mirror image, with one more residual block in each stage."""
 
     def __init__(
         self, latent_channels: int, out_channels: int, widths: Sequence[int], layers: int, groups: int, attention: bool
@@ -130,9 +131,10 @@ class Autoencoder(nn.Module):
     def posterior(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch latent h w"], Float[Tensor, "batch latent h w"]]:
-        """Mean and standard deviation of q(z | x), a Gaussian apart for every number (Kingma & Welling 2014, eq. 9)."""
+        """Mean and standard deviation of q(z | x), a Gaussian for each number (Kingma & Welling 2014, eq. 9)."""
         self.check_size(*images.shape[-2:])
-        mean, log_variance = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        moments = self.quant_conv(self.encoder(images))
+        mean, log_variance = rearrange(moments, "batch (two latent) h w -> two batch latent h w", two=2)
         return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))
 
     def encode(
@@ -140,7 +142,7 @@ class Autoencoder(nn.Module):
     ) -> Float[Tensor, "batch latent h w"]:
         """Latents of images: the posterior's mean, or with ``noise`` ~ N(0, 1) the sample mean + std * noise.
 
-        Both are multiplied by ``scaling_factor``, one over the standard deviation of latents over the training set
+        Both are multiplied by ``scaling_factor``, one over the standard deviation of the training set's latents
         (Rombach et al. 2022, appendix G), because diffusion wants data as large as its noise.
         """
         mean, std = self.posterior(images)
@@ -151,7 +153,7 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.scaling_factor))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise if the encoder cannot halve this size often enough."""
+        """Raise ``ValueError`` if the encoder cannot halve this size often enough."""
         if height % self.factor or width % self.factor or min(height, width) < 1:
             raise ValueError(
                 f"Height and width must be multiples of {self.factor}, the pixels per latent; got {height} x {width}."

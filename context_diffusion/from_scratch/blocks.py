@@ -1,4 +1,4 @@
-"""The convolutional blocks that the autoencoder and the U-Net are both made of."""
+"""The convolutional blocks that make up both the autoencoder and the U-Net."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), f = two times (normalize, SiLU, convolve), normalizing first (He et al. 2016b, fig. 4e).
+    """x + f(x), where f is (normalize, SiLU, convolve) twice, normalizing first (He et al. 2016b, fig. 4e).
 
     In the U-Net the time is added between the two convolutions, one number per channel (Ho et al. 2020, appendix B).
     """
@@ -33,9 +33,10 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a convolution of stride 2.
+    """Halve height and width with a convolution of stride 2.
 
-    The U-Net pads all four sides, the autoencoder only right and bottom: both were trained so, and it shows if swapped.
+    The U-Net pads all four sides, the autoencoder only the right and the bottom. They were trained that way, and it
+    shows if the two are swapped.
     """
 
     def __init__(self, channels: int, all_sides: bool):
@@ -48,7 +49,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeat pixels up to ``size`` (twice height and width unless told), then smooth by a convolution."""
+    """Repeat pixels up to ``size`` (by default twice the height and width), then smooth with a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Text to image and image to image: the five components put together (Rombach et al. 2022, fig. 3).
+"""Text to image and image to image: the five components together (Rombach et al. 2022, fig. 3).
 
 prompt --tokenizer, text encoder--> context ─┐
 noise (or noised latent of an image) ────────┴─ [ U-Net -> guidance -> scheduler step ] x n --decoder--> image
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -41,11 +42,11 @@ class StableDiffusion:
     def from_pretrained(
         cls, name: str | Path = "tiny-scenes", dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> "StableDiffusion":
-        """Read a Stable Diffusion 1.x or 2.x folder as ``save_pretrained`` writes it, or the offline model by name."""
+        """Load a Stable Diffusion 1.x or 2.x folder written by ``save_pretrained``, or the offline model by name."""
         folder = Path(find_model(name).location).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"Models are read from folders here, and {folder} is none; "
+                f"Models are read from folders here, and {folder} is not a folder; "
                 f"`hf download {folder} --local-dir {folder.name}` makes one called {folder.name}."
             )
         return cls(
@@ -58,7 +59,7 @@ class StableDiffusion:
 
     @property
     def image_size(self) -> int:
-        """Height and width, in pixels, of the pictures it was trained on."""
+        """Height and width, in pixels, of the pictures that the model was trained on."""
         return self.unet.sample_size * self.autoencoder.factor
 
 
@@ -78,7 +79,7 @@ def make_context(
     """The rows that ``guided_prediction`` wants, and the number of pictures."""
     positive = encode_prompt(model, prompt) if prompt_embeds is None else prompt_embeds
     if (count := len(positive)) == 0:
-        raise ValueError("Give at least one prompt; an empty string is one, an empty list is none.")
+        raise ValueError("Give at least one prompt; an empty string counts as one, an empty list does not.")
     if guidance_scale <= 1:
         return positive, count
     if negative_prompt_embeds is None:
@@ -86,28 +87,29 @@ def make_context(
         negative_prompt_embeds = encode_prompt(model, texts)
     if negative_prompt_embeds.shape != positive.shape:
         raise ValueError(
-            "Prompts and negative prompts are compared one by one, so their embeddings have one shape; "
+            "Each prompt goes with one negative prompt, so their embeddings must have one shape; "
             f"got {tuple(positive.shape)} and {tuple(negative_prompt_embeds.shape)}."
         )
-    return torch.cat([negative_prompt_embeds, positive]), count
+    both = [negative_prompt_embeds, positive]
+    return rearrange(both, "branches batch tokens dim -> (branches batch) tokens dim"), count
 
 
 def latent_shape(model: StableDiffusion, height: int, width: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latent of a picture of this size."""
+    """Channels, height and width of the latent for a picture of this size."""
     factor = model.autoencoder.factor
     return model.unet.in_channels, height // factor, width // factor
 
 
 def images_to_tensor(images: Pictures) -> Float[Tensor, "batch 3 height width"]:
-    """Pictures of one size as numbers in [-1, 1]."""
+    """Pictures of one size as a tensor in [-1, 1]."""
     pixels = [to_tensor(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
     if len(sizes := {tuple(picture.shape[1:]) for picture in pixels}) != 1:
-        raise ValueError(f"Images of one batch must have one size; got heights and widths {sorted(sizes)}.")
+        raise ValueError(f"The images of a batch must have one size; got heights and widths {sorted(sizes)}.")
     return torch.stack(pixels) * 2 - 1
 
 
 def tensor_to_images(pixels: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """Numbers in [-1, 1] as pictures; what lies outside is cut off."""
+    """A tensor in [-1, 1] as pictures; values outside are clipped."""
     return [to_pil(picture / 2 + 0.5) for picture in pixels]
 
 
@@ -130,9 +132,9 @@ def text_to_image(
     """Draw a picture for every prompt.
 
     Arguments:
-        guidance_scale: w of ``guided_prediction``; at 1 or less the negative prompt has no say, for half the work.
-        seed: of the first picture (the next has the next), or one per picture. A picture depends on its own seed only.
-        prompt_embeds, negative_prompt_embeds: instead of the texts; any number of tokens.
+        guidance_scale: w of ``guided_prediction``; at 1 or less the negative prompt has no say, and the work halves.
+        seed: the first picture's (each further picture adds 1), or one per picture. A picture depends on no other seed.
+        prompt_embeds, negative_prompt_embeds: replace the texts; any number of tokens.
         callback: called with the ``State`` after every step.
     """
     height = model.image_size if height is None else height
@@ -163,12 +165,12 @@ def image_to_image(
     callback: Callable[[State], None] | None = None,
     progress: bool = False,
 ) -> list[Image.Image]:
-    """Draw a picture for every prompt, beginning from an image with noise on it (Meng et al. 2022, section 3).
+    """Draw a picture for every prompt, starting from an image with noise added (Meng et al. 2022, section 3).
 
     Arguments:
         image: one for all prompts, or one for each.
-        strength: the share of the steps that is taken. 0 gives the image back (through the autoencoder), 1 is
-            ``text_to_image``: nothing of the image is used. Anything between takes at least one step.
+        strength: the share of the steps to take. 0 returns the image (through the autoencoder); 1 is ``text_to_image``
+            and uses nothing of the image. Anything in between takes at least one step.
         others: as in ``text_to_image``.
     """
     if not 0 <= strength <= 1:
@@ -201,7 +203,7 @@ def finish(
     callback: Callable[[State], None] | None,
     progress: bool,
 ) -> list[Image.Image]:
-    """Run the reverse process to its end and decode what it arrives at."""
+    """Run the reverse process to its end and decode the result."""
     for state in tqdm(states, total=total, disable=not progress):
         if callback is not None:
             callback(state)

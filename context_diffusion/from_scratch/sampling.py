@@ -1,9 +1,10 @@
-"""The reverse process: the U-Net, guidance and the scheduler in a loop, each picture with its own random numbers."""
+"""The reverse process: U-Net, guidance and scheduler in a loop, each picture with its own random numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +17,7 @@ Context = Float[Tensor, "rows tokens dim"]
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Sampling after one step: latents ``x`` at time ``t``, and the picture ``x_0`` that the network expects."""
+    """The state after a step: latents ``x`` at time ``t``, and the clean latents ``x_0`` that the network predicts."""
 
     step: int
     t: Time
@@ -25,14 +26,15 @@ class State:
 
 
 def guided_prediction(unet: UNet, x: Latents, t: Time, context: Context, guidance_scale: float) -> Latents:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): away from the empty prompt, past the given one.
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): away from the negative prompt, past the given one.
 
     eps = eps(x, negative) + w (eps(x, prompt) - eps(x, negative)); their w is ours minus 1. ``context`` holds the
-    negative prompts, then the prompts; with as many rows as ``x`` there are no negatives and no guidance.
+    negative prompts, then the prompts; with only as many rows as ``x`` there are no negatives and no guidance.
     """
     if len(context) == len(x):
         return unet(x, t, context)
-    negative, positive = unet(torch.cat([x, x]), t, context).chunk(2)
+    output = unet(repeat(x, "batch ... -> (branches batch) ...", branches=2), t, context)
+    negative, positive = rearrange(output, "(branches batch) ... -> branches batch ...", branches=2)
     return negative + guidance_scale * (positive - negative)
 
 
@@ -46,9 +48,9 @@ def denoise(
     guidance_scale: float = 7.5,
     generators: Sequence[torch.Generator] = (),
 ) -> Iterator[State]:
-    """The reverse process, one ``State`` per step: iterate over it to look at every one.
+    """The reverse process, one ``State`` per step: iterate over it to look at each.
 
-    ``generators``, one per picture, are used by random samplers only.
+    Only stochastic samplers use the ``generators``, one per picture.
     """
     for i, (t, s) in enumerate(steps):
         output = guided_prediction(unet, scheduler.model_input(x, t), t, context, guidance_scale)
@@ -58,12 +60,12 @@ def denoise(
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal numbers, a batch of them: each picture from its own generator, on the CPU, in float32."""
+    """A batch of standard normal numbers, each picture's from its own generator, on the CPU, in float32."""
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
 def make_generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
-    """A generator for each picture. One number means that one and those after it."""
+    """One generator for each picture; a single ``seed`` stands for itself and the numbers after it."""
     seeds = range(seed, seed + count) if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise ValueError(f"Give one seed, or one for each of the {count} prompts; got {len(seeds)}.")

@@ -2,7 +2,7 @@
 
 Notation: beta_t is the variance added at step t; alpha_bar_t = prod (1 - beta_s) for s <= t is what is left of the
 picture; alpha_t = sqrt(alpha_bar_t) and sigma_t = sqrt(1 - alpha_bar_t) are the amplitudes of picture and noise. Time
-counts from 0 (almost clean) to T-1 (almost noise); a negative time means the end of the way, the picture itself.
+counts from 0 (almost clean) to T-1 (almost pure noise); a negative time means the end, the picture itself.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def make_betas(
     """The variances beta_0 ... beta_{T-1}, in float64.
 
     ``linear`` (Ho et al. 2020, section 4); ``scaled_linear``: linear in sqrt(beta) (Stable Diffusion); ``cosine``:
-    alpha_bar follows cos^2 (Nichol & Dhariwal 2021, eq. 17; ``start`` and ``end`` do not matter).
+    alpha_bar follows cos^2 (Nichol & Dhariwal 2021, eq. 17; ignores ``start`` and ``end``).
     """
     if schedule == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
@@ -40,14 +40,14 @@ def make_betas(
 
 
 def check(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise if a setting is none of the known ones."""
+    """Raise ``ValueError`` unless a setting has a known value."""
     if value not in known:
         raise ValueError(f"{name} is one of {', '.join(map(repr, known))}; got {value!r}.")
 
 
 @dataclass(frozen=True, eq=False)
 class Scheduler:
-    """What the three samplers share: the schedule, the forward process, and reading the network's prediction."""
+    """What the three samplers share: the schedule, the forward process, and how to read the network's prediction."""
 
     alpha_bar: Float[Tensor, " steps"]
     prediction_type: str = "epsilon"  # or "v_prediction", "sample"
@@ -66,7 +66,7 @@ class Scheduler:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Scheduler":
-        """From the dictionary in a folder's ``scheduler_config.json``."""
+        """Build a sampler from the dictionary in a folder's ``scheduler_config.json``."""
         config = cls.DEFAULTS | dict(config)
         if odd := [f"{k}={config[k]!r}" for k, v in cls.FIXED.items() if config.get(k, v) != v]:
             raise ValueError(f"{cls.__name__} is written without {', '.join(odd)}, which this configuration asks for.")
@@ -82,12 +82,12 @@ class Scheduler:
 
     @classmethod
     def like(cls, other: "Scheduler", **changes) -> "Scheduler":
-        """The same sampler on another one's schedule: ``DDPM.like(model.scheduler)``, ``DDIM.like(ddim, eta=1.0)``."""
+        """Build this sampler on another's schedule: ``DDPM.like(model.scheduler)``, ``DDIM.like(ddim, eta=1.0)``."""
         shared = {field.name: getattr(other, field.name) for field in dataclasses.fields(Scheduler)}
         return cls(**shared | changes)
 
     def amplitudes(self, t: Time) -> tuple[float, float]:
-        """(alpha_t, sigma_t): how much picture and how much noise is in x_t."""
+        """(alpha_t, sigma_t): how much picture and how much noise x_t holds."""
         alpha_bar = float(self.alpha_bar[int(t)]) if t >= 0 else self.final_alpha_bar
         return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
@@ -101,14 +101,14 @@ class Scheduler:
         return noise
 
     def model_input(self, x: Latents, t: Time) -> Latents:
-        """What the network wants to see of x_t."""
+        """What the network gets to see of x_t."""
         return x
 
     def predict(self, output: Latents, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-        """(x_0, epsilon) from the network's output, whichever of the three it was trained to give.
+        """(x_0, epsilon) from the network's output, whichever of the three it was trained to predict.
 
-        v = alpha_t epsilon - sigma_t x_0 (Salimans & Ho 2022, section 4) turns (x_0, epsilon) into (x_t, v) by a
-        rotation, since alpha_t^2 + sigma_t^2 = 1; so the way back is the transposed rotation.
+        v = alpha_t epsilon - sigma_t x_0 (Salimans & Ho 2022, section 4) makes (x_0, epsilon) -> (x_t, v) a rotation,
+        since alpha_t^2 + sigma_t^2 = 1; so the way back is the transposed rotation.
         """
         alpha, sigma = self.amplitudes(t)
         if self.prediction_type == "epsilon":
@@ -131,7 +131,7 @@ class Scheduler:
         return [float(t) for t in np.linspace(0, total - 1, num_steps)[::-1]]
 
     def steps(self, num_steps: int) -> list[tuple[Time, Time]]:
-        """The jumps (t, next t) of a whole sampling; the last one lands at -1, the picture."""
+        """The jumps (t, next t) of one whole run; the last one lands at -1, the picture."""
         times = [round(t) for t in self.timesteps(num_steps)]
         return list(zip(times, [*times[1:], -1], strict=True))
 
@@ -160,22 +160,22 @@ class DDPM(Scheduler):
 
 @dataclass(frozen=True, eq=False)
 class DDIM(Scheduler):
-    """Denoising diffusion implicit models (Song et al. 2021): fewer steps, and none of the noise unless asked for."""
+    """Denoising diffusion implicit models (Song et al. 2021): fewer steps, and no fresh noise unless asked for."""
 
     eta: float = 0.0  # 0: deterministic; 1: as random as DDPM
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta goes from 0 (no fresh noise) to 1 (as much as DDPM); got {self.eta}.")
+            raise ValueError(f"eta goes from 0 (no fresh noise) to 1 (as much as in DDPM); got {self.eta}.")
 
     @property
     def stochastic(self) -> bool:
-        """Whether a step wants fresh noise."""
+        """Whether a step needs fresh noise."""
         return self.eta > 0
 
     def steps(self, num_steps: int) -> list[tuple[Time, Time]]:
-        """As above, but every jump is T // num_steps long: what the field's implementation does."""
+        """The jumps (t, next t), each T // num_steps long, as diffusers implements it."""
         jump = len(self.alpha_bar) // num_steps if num_steps else 0
         return [(round(t), round(t) - jump) for t in self.timesteps(num_steps)]
 
@@ -195,7 +195,7 @@ class Euler(Scheduler):
     """Euler's method on the probability-flow equation (Karras et al. 2022, algorithm 1 without its second-order part).
 
     Its variable is y = x / alpha = x_0 + ratio * epsilon, with ratio = sigma / alpha: noise is added, nothing shrinks.
-    Then dy / d ratio = epsilon, and a step is a straight line. Written back in x it is DDIM, term by term.
+    Then dy / d ratio = epsilon, and a step follows a straight line. Written in terms of x it is DDIM, term by term.
     """
 
     DEFAULTS: ClassVar[dict] = Scheduler.DEFAULTS | {"clip_sample": False, "timestep_spacing": "linspace"}
@@ -205,7 +205,7 @@ class Euler(Scheduler):
     }  # fmt: skip
 
     def ratio(self, t: Time) -> float:
-        """Noise to picture, sigma_t / alpha_t; linear between whole times, 0 at the end."""
+        """Noise relative to picture, sigma_t / alpha_t; linear between whole times, 0 at the end."""
         ratios = torch.sqrt((1 - self.alpha_bar) / self.alpha_bar)
         return float(np.interp(t, np.arange(len(ratios)), ratios.numpy())) if t >= 0 else 0.0
 
@@ -219,7 +219,7 @@ class Euler(Scheduler):
         return x_0 + self.ratio(t) * noise
 
     def start(self, noise: Latents, t: Time) -> Latents:
-        """Noise as large as at time t; with leading steps a little more, so that the network's input has variance 1."""
+        """Noise as large as at time t; with leading steps a little larger, to give the network's input variance 1."""
         ratio = self.ratio(t)
         return noise * (math.sqrt(ratio**2 + 1) if self.timestep_spacing == "leading" else ratio)
 
@@ -228,7 +228,7 @@ class Euler(Scheduler):
         return self.amplitudes(t)[0] * x
 
     def steps(self, num_steps: int) -> list[tuple[Time, Time]]:
-        """The jumps (t, next t); times need not be whole."""
+        """The jumps (t, next t); times need not be whole numbers."""
         times = self.timesteps(num_steps)
         return list(zip(times, [*times[1:], -1], strict=True))
 

@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021, section 2.4): a causal transformer over the tokens of the prompt.
 
-Stable Diffusion takes the vectors of *all* tokens, not the one that CLIP compares with images.
+Stable Diffusion uses the vectors of *all* tokens, not just the one that CLIP compares with images.
 """
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from .attention import Attention
 
 ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP, so SD 1.x
-    "gelu": F.gelu,  #                                       OpenCLIP, so SD 2.x
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP: SD 1.x
+    "gelu": F.gelu,  #                                       OpenCLIP: SD 2.x
 }
 
 
 class MLP(nn.Module):
-    """Two linear layers, applied to each token alone."""
+    """Two linear layers, applied to each token separately."""
 
     def __init__(self, width: int, hidden: int, activation: str):
         super().__init__()
@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Causal: a token sees itself and what stands before it."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Causal: a token sees itself and what comes before it."""
 
     def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float):
         super().__init__()
@@ -75,8 +75,8 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Int[Tensor, "batch tokens"], skip: int = 0) -> Float[Tensor, "batch tokens width"]:
         """Encode; ``skip=1`` leaves out the last layer.
 
-        SD 2.x was trained on the layer before the last of its 24. Its published folder has only 23, so it too is
-        read with ``skip=0``; the argument is for comparing (diffusers calls it ``clip_skip``).
+        SD 2.x was trained on the second to last of 24 layers. Its published folder holds only 23, so it too is read
+        with ``skip=0``; the argument is there to compare (diffusers calls it ``clip_skip``).
         """
         longest = self.position_embedding.num_embeddings
         if ids.shape[1] > longest:

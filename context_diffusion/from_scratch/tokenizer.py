@@ -1,7 +1,7 @@
 """From text to numbers: CLIP's byte-level byte-pair encoding.
 
-The pair-merging loop is Algorithm 1 of Sennrich et al. 2016 run forwards; working on bytes instead of letters
-(Radford et al. 2019, section 2.2) means that no text is ever unknown.
+The pair-merging loop is Algorithm 1 of Sennrich et al. 2016 run forwards; because it works on bytes instead of letters
+(Radford et al. 2019, section 2.2), no text is ever unknown.
 
     "A boat!"  ->  words "a", "boat", "!"  ->  bytes as letters  ->  merged pieces "a</w>", "boat</w>", "!</w>"  ->  ids
 """
@@ -19,13 +19,13 @@ from torch import Tensor
 
 END_OF_WORD = "</w>"
 
-# Every byte gets a printable letter of its own: itself where it is printable, else the next free one after 255.
+# Every byte gets a printable letter of its own: itself if it is printable, else the next free one after 255.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_TO_LETTER = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)}
 LETTER_TO_BYTE = {letter: byte for byte, letter in BYTE_TO_LETTER.items()}
 
-# English endings, a run of letters, one digit, or a run of anything else but space: see `_outline` for the alphabet.
+# An English ending, a run of letters, one digit, or a run of anything else but spaces; see `_outline` for the alphabet.
 _WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^ a-z0-9]+")
 
 
@@ -37,7 +37,7 @@ def _outline(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """The words that byte pairs are merged within.
+    """The words of a text; byte pairs are merged within a word, never across.
 
     >>> split_words("A boat's 2 sails!")
     ['a', 'boat', "'s", '2', 'sails', '!']
@@ -50,8 +50,8 @@ class Tokenizer:
     """Text in, a fixed number of token ids out: start, the text's own tokens, end, padding.
 
     Arguments:
-        vocab: id of every token.
-        merges: pairs of tokens, the pair learned first (the most frequent one) in front.
+        vocab: the id of every token.
+        merges: pairs of tokens, in the order in which they were learned, the most frequent first.
         max_length: tokens per text, start and end included (77 in Stable Diffusion).
         start, end, padding, unknown: the special tokens; each is recognised anywhere in a text.
     """
@@ -81,7 +81,7 @@ class Tokenizer:
         """Read a tokenizer folder: either ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``."""
         folder = Path(folder)
         settings = {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):  # the second has the last word
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):  # the second file has the last word
             if (folder / name).exists():
                 settings |= json.loads((folder / name).read_text("utf-8"))
         if (folder / "tokenizer.json").exists():
@@ -102,7 +102,7 @@ class Tokenizer:
         return cls(vocab, pairs, max_length=settings.get("model_max_length", 77), **special)
 
     def pieces(self, word: str) -> list[str]:
-        """Merge the bytes of one word: again and again the neighbours that were learned first, wherever they stand."""
+        """Merge the bytes of a word: again and again, everywhere, the pair of neighbours that was learned first."""
         letters = [BYTE_TO_LETTER[byte] for byte in word.encode("utf-8", errors="replace")]
         parts = [*letters[:-1], letters[-1] + END_OF_WORD]
         while len(parts) > 1:
@@ -132,7 +132,7 @@ class Tokenizer:
         return [self.vocab.get(token, self.vocab[self.unknown]) for token in self.tokens(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens are left out.
+        """The text of some ids, without special tokens.
 
         The inverse of ``encode`` up to capital letters, the width of spaces, and spaces around punctuation.
         """
@@ -142,10 +142,10 @@ class Tokenizer:
         return " ".join(bytes(LETTER_TO_BYTE[c] for c in word).decode("utf-8", "replace") for word in words).strip(" ")
 
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "batch tokens"]:
-        """Ids of each text, all of ``max_length``; a text that is too long is cut, with a warning that says where."""
+        """``max_length`` ids for each text; a longer text is cut, with a warning that shows what is lost."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
-            raise TypeError(f"A prompt is a string or a list of strings; got {wrong[0]} among them.")
+            raise TypeError(f"A prompt is a string or a list of strings; got {wrong[0]} in the list.")
         rows, room = [], self.max_length - 2
         for text in texts:
             ids = self.encode(text)

@@ -1,8 +1,8 @@
-"""The U-Net (Ronneberger et al. 2015, fig. 1; conditioned as in Rombach et al. 2022, fig. 3): it predicts the noise.
+"""The U-Net that predicts the noise (Ronneberger et al. 2015, fig. 1; conditioned as in Rombach et al. 2022, fig. 3).
 
 x_t ─ conv_in ─┬─ down 0 ─┬─ down 1 ─┬─ ... ─ mid ─ ... ─┬─ up 0 ─┬─ up 1 ─ norm, SiLU, conv_out ─ noise
                └──────────┴──────────┴──── skips ────────┴────────┘
-Every residual block hears the time t, every transformer looks at the prompt.
+Every residual block hears the time t; every transformer looks at the prompt.
 """
 
 import math
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from .attention import SpatialTransformer
 from .blocks import Downsample, ResidualBlock, Upsample
 
-DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # stage name in config.json: does it look at the prompt?
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # stage name in config.json -> looks at the prompt?
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 
 def sinusoids(
     t: Float[Tensor, " batch"], width: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> Float[Tensor, "batch width"]:
-    """Time as a vector of sines and cosines of geometrically falling frequency (Vaswani et al. 2017, section 3.5)."""
+    """Time as sines and cosines whose frequencies fall geometrically (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angles = t[:, None] * torch.exp(-math.log(10000) * exponent)
@@ -45,7 +45,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DownStage(nn.Module):
-    """Residual blocks, a transformer after each where the stage attends, then half the size; keeps every result."""
+    """Residual blocks, each followed by a transformer if the stage attends, then half the size; keeps every result."""
 
     def __init__(self, residual: list[nn.Module], attention: list[nn.Module], downsample: nn.Module | None):
         super().__init__()
@@ -71,7 +71,7 @@ class DownStage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """The way back: each residual block gets the skip of its mirror image beside what comes from below."""
+    """The way back: each residual block gets the skip of its mirror image along with what comes from below."""
 
     def __init__(self, residual: list[nn.Module], attention: list[nn.Module], upsample: nn.Module | None):
         super().__init__()
@@ -115,7 +115,7 @@ class Plan:
     """The sizes of every stage, from the highest resolution to the lowest, and how to build from them."""
 
     widths: list[int]  # channels
-    layers: list[int]  # residual blocks on the way down; one more on the way up
+    layers: list[int]  # residual blocks on the way down; the way up has one more
     heads: list[int]
     depths: list[int]  # transformer blocks in each transformer
     groups: int
@@ -133,7 +133,7 @@ class Plan:
         return SpatialTransformer(*sizes)
 
     def way_down(self, kinds: Sequence[str]) -> tuple[nn.ModuleList, list[int]]:
-        """The stages that shrink the picture, and the channels of every skip that they will push."""
+        """The stages that shrink the picture, and the channels of every skip they will push."""
         stages, before, skips = nn.ModuleList(), self.widths[0], [self.widths[0]]
         for i, (width, attends) in enumerate(zip(self.widths, attending(kinds, DOWN), strict=True)):
             residual = [self.residual(before if j == 0 else width, width) for j in range(self.layers[i])]
@@ -144,7 +144,7 @@ class Plan:
         return stages, skips
 
     def way_up(self, kinds: Sequence[str], skips: list[int]) -> nn.ModuleList:
-        """The stages that grow it again, popping those skips."""
+        """The stages that enlarge it again and pop those skips."""
         stages, before = nn.ModuleList(), self.widths[-1]
         for i, attends in zip(reversed(range(len(self.widths))), attending(kinds, UP), strict=True):
             width = self.widths[i]
@@ -157,16 +157,16 @@ class Plan:
 
 
 def attending(kinds: Sequence[str], known: dict[str, bool]) -> list[bool]:
-    """Which stages look at the prompt, by the names of their kinds."""
+    """Which stages look at the prompt, from the names of their kinds."""
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ValueError(f"A stage of this U-Net is one of {sorted(known)}; the configuration asks for {unknown[0]!r}.")
     return [known[kind] for kind in kinds]
 
 
 class UNet(nn.Module):
-    """Predicts what the scheduler's ``prediction_type`` says, mostly the noise. Arguments as in ``config.json``.
+    """Predicts what the scheduler's ``prediction_type`` says, usually the noise. Arguments as in ``config.json``.
 
-    ``attention_head_dim`` is, by an old mistake in its name that the published files live with, the *number* of heads.
+    ``attention_head_dim`` is the *number* of heads: an old naming mistake that the published files live with.
     ``use_linear_projection`` is not needed: see ``SpatialTransformer``.
     """
 
@@ -225,9 +225,9 @@ class UNet(nn.Module):
         t: float | Tensor,
         context: Float[Tensor, "batch tokens context"],
     ) -> Float[Tensor, "batch out height width"]:
-        """The prediction for latents ``x`` at time ``t`` (one number, or one per picture) given prompt vectors.
+        """The prediction for latents ``x`` at time ``t`` (one number, or one per picture), given prompt vectors.
 
-        ``context`` may have any number of tokens: the text encoder's, or more behind them.
+        ``context`` may hold any number of tokens: the text encoder's, or more appended to them.
         """
         t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
         time = self.time_embedding(sinusoids(t, **self.waves).to(x.dtype))

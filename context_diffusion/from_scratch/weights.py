@@ -1,7 +1,7 @@
-"""Weights: read the folders that diffusers and transformers write, nothing missing and nothing left over.
+"""Read the folders that diffusers and transformers write, with no weight missing and none left over.
 
-A ``state_dict`` is a dictionary from names to tensors. The published names grew over years; ours say what a thing is.
-``NAMES`` is the whole translation, from theirs to ours, applied from top to bottom to whole parts between dots.
+A ``state_dict`` is a dictionary from names to tensors. The published names grew over the years; ours say what a thing
+is. ``NAMES`` is the whole translation from theirs to ours, applied from top to bottom to whole parts between dots.
 """
 
 import inspect
@@ -62,7 +62,7 @@ NAMES = [
     ("mlp.fc2", "mlp.contract"),
     ("final_layer_norm", "final_norm"),
 ]
-NOT_WEIGHTS = ("position_ids",)  # 0, 1, 2, ... saved as if it had been learned
+NOT_WEIGHTS = ("position_ids",)  # 0, 1, 2, ..., saved as if they had been learned
 
 SCHEDULERS = {
     "DDIMScheduler": schedulers.DDIM,
@@ -74,7 +74,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def our_name(name: str) -> str:
-    """Our name of a published weight.
+    """Our name for a published weight.
 
     >>> our_name("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.bias")
     'mid.attention.0.blocks.0.cross_attention.to_out.bias'
@@ -86,9 +86,9 @@ def our_name(name: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON file of a model folder."""
+    """Read one JSON file of a model folder."""
     if not path.is_file():
-        raise FileNotFoundError(f"A model folder as save_pretrained writes it is expected; {path} is not there.")
+        raise FileNotFoundError(f"Weights are read from a folder written by save_pretrained; {path} is not there.")
     return json.loads(path.read_text("utf-8"))
 
 
@@ -105,18 +105,18 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of some safetensors files, together."""
+    """The tensors of several safetensors files, in one dictionary."""
     tensors = {}
     for path in paths:
         try:
             tensors |= load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}): download or save it again.") from error
+            raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again.") from error
     return tensors
 
 
 def build(kind: type[Model], config: Mapping[str, Any]) -> Model:
-    """An untrained model of the sizes in a ``config.json``; refused if it asks for something not written here."""
+    """An untrained model with the sizes in a ``config.json``; raises ``ValueError`` for options not written here."""
     if odd := [f"{k}={config[k]!r}" for k, v in kind.FIXED.items() if config.get(k, v) != v]:
         raise ValueError(f"{kind.__name__} is written without {', '.join(odd)}, which this configuration asks for.")
     known = inspect.signature(kind).parameters
@@ -124,7 +124,7 @@ def build(kind: type[Model], config: Mapping[str, Any]) -> Model:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Put published weights into a model: every one of its parameters, every one of the weights, or an error."""
+    """Fill a model with published weights; ``ValueError`` unless every parameter and every weight finds its match."""
     own = model.state_dict()
     named = {our_name(name): tensor for name, tensor in weights.items() if not name.endswith(NOT_WEIGHTS)}
     for text, names in {"lack": own.keys() - named.keys(), "have no place for": named.keys() - own.keys()}.items():
@@ -147,7 +147,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype = t
 
 
 def load(kind: type[Model], folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """A trained ``TextEncoder``, ``Autoencoder`` or ``UNet`` from its folder, ready for drawing (no gradients)."""
+    """Load a trained ``TextEncoder``, ``Autoencoder`` or ``UNet`` from its folder, for drawing (no gradients)."""
     config = read_json(Path(folder) / "config.json")
     with torch.device("meta"):  # shapes without memory: the parameters come from the file
         model = build(kind, config)
@@ -156,7 +156,7 @@ def load(kind: type[Model], folder: str | Path, dtype: torch.dtype = torch.float
 
 
 def load_scheduler(folder: str | Path) -> schedulers.Scheduler:
-    """The sampler that a folder names; DDIM on the same schedule where it names one that is not written here."""
+    """The sampler that a folder names, or DDIM on the same schedule if that sampler is not written here."""
     config = read_json(Path(folder) / "scheduler_config.json")
     name = config.get("_class_name", "")
     if name not in SCHEDULERS:
