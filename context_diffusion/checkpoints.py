@@ -137,8 +137,9 @@ def find_network(kind: str, name: str | Path) -> str:
         raise FileNotFoundError(f"The offline {kind} is not at {location}; `python -m {row.trainer}` trains it.")
     if row or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return row.location if row else str(name)
+    known = " or ".join(rows)
     raise ValueError(
-        f"There is no {kind} {str(name)!r}: give {' or '.join(rows)}, an existing folder, or owner/name{hint(name, rows)}"
+        f"There is no {kind} {str(name)!r}: give {known}, an existing folder, or owner/name{hint(name, rows)}"
     )
 
 

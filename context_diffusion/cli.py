@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .checks import check_choice
 from .files import DATA, ROOT
 
 DEMO_QUERY = DATA / "query" / "boat.png"
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", default="", help='what to draw, e.g. "a boat among hills"')
     add("--negative-prompt", default="", metavar="TEXT", help="what not to draw")
     add("--weights", type=float, nargs="+", metavar="W", help="one for each context (default: equal)")
-    add("--layout", choices=["canny", "depth", "img2img"], help="how the query acts (default: canny edges)")
+    add("--layout", metavar="NAME", help="how the query acts: canny (the default), depth or img2img")
     add("--control-scale", type=float, metavar="S", help="how strongly edges or depth bind (default: the model's)")
     add(
         "--strength", type=float, metavar="S", help="1: from noise, less: from the query's colours, 0: the query itself"
@@ -104,9 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(asked: argparse.Namespace) -> list[Path]:
     """Draw and write what ``generate`` was asked for; returns the paths."""
     start = time.perf_counter()
+    from .control import LAYOUTS
+
     out = check_out(asked.out)
     if not (asked.query or asked.context or asked.prompt.strip()):
         raise ValueError("Give at least one of --query, --context and --prompt; --help has examples.")
+    if asked.layout is not None:
+        check_choice("--layout", asked.layout, LAYOUTS)
+        if not asked.query:
+            raise ValueError(f"--layout {asked.layout} says how the query acts; pass --query as well.")
     model, query, contexts = _load(asked, asked.query, asked.context)
     images = model(
         query, contexts, asked.prompt, negative_prompt=asked.negative_prompt, layout=asked.layout,
@@ -177,7 +184,7 @@ def _load(asked: argparse.Namespace, query: str | Path | None, contexts: Sequenc
 
     pictures = [load_image(path) for path in contexts]
     query = None if query is None else load_image(query)
-    from .context.model import ContextDiffusion
+    from .context import ContextDiffusion
 
     return ContextDiffusion.from_pretrained(asked.model, device=asked.device), query, pictures
 

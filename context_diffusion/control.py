@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from .checkpoints import DEFAULT, find_model, find_part, load_part
 from .images import ImageLike, load_image, resize, to_tensor
 
-CONTROLS = ("canny", "depth")  # maps that a ControlNet follows
-LAYOUTS = (*CONTROLS, "img2img")  # how a query acts
+Control = Literal["canny", "depth"]  # maps that a ControlNet follows
+Layout = Literal["canny", "depth", "img2img"]  # how a query acts
+CONTROLS, LAYOUTS = get_args(Control), get_args(Layout)
 METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that give distance in metres, not nearness
 
 

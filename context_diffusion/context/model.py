@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -18,14 +17,13 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import DEFAULT, Model, find_model, find_part
 from ..checks import check_count
+from ..control import Layout
 from ..fusion import FusedPrompt, Source
 from ..images import ImageLike, resize
 from ..pipelines import as_pipeline, load_pipeline, place
 from .contexts import AdapterContexts, ColourContexts, Contexts, TokenContexts, once
 from .query import Plan, QueryPlanner
 from .request import CheckedRequest, Request, check_request, image_seeds
-
-Layout = Literal["canny", "depth", "img2img"]
 
 
 class ContextDiffusion:
