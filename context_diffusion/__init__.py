@@ -5,6 +5,8 @@ Names are looked up lazily: ``import context_diffusion`` loads none of torch, di
 
 import importlib
 
+__version__ = "0.2.0"
+
 _HOME = {  # public name -> the module that holds it
     "AudioSource": "fusion.speech",
     "ContextDiffusion": "context",

@@ -1,13 +1,19 @@
 """Every lesson and every solution runs top to bottom without a word on stderr, and reads as a lesson should."""
 
-import os
+import asyncio
 import re
+import time
 from pathlib import Path
+from queue import Empty
 from statistics import median
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+import zmq.asyncio
+from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.session import Session
+
+from experiments.publishing.execution import SLICE, ImpatientChannel, execute
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -39,17 +45,11 @@ def unwelcome(output: nbformat.NotebookNode) -> str | None:
     return output.text if output.output_type == "stream" and output.name == "stderr" else None
 
 
-def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
-    environment["PYTHONPATH"] = str(ROOT)
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment)
-
-
+@pytest.mark.lesson
 @each
 def test_it_runs_without_an_error_or_a_warning(path):
     notebook = read(path)
-    run(notebook, path.parent)
+    execute(notebook, path.parent)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             assert unwelcome(output) is None, f"after\n{cell.source}\n\n{unwelcome(output)}"
@@ -104,7 +104,7 @@ def test_pictures_it_shows_are_there(path):
 def test_the_check_sees_errors_and_warnings(tmp_path, source, expected):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     try:
-        run(notebook, tmp_path)
+        execute(notebook, tmp_path)
     except Exception as error:
         assert expected is not None and expected in str(error)
     found = [unwelcome(output) for output in notebook.cells[0].outputs]
@@ -114,6 +114,50 @@ def test_the_check_sees_errors_and_warnings(tmp_path, source, expected):
 def test_a_lesson_shows_each_figure_once_and_in_colour(tmp_path):
     source = "from context_diffusion import notebook, plotting\nnotebook.quiet()\nplotting.lines({'a': [1, 2]})"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    run(notebook, tmp_path)
+    execute(notebook, tmp_path)
     pictures = [output for output in notebook.cells[0].outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == len(notebook.cells[0].outputs) == 1
+
+
+class SleepySocket(zmq.asyncio.Socket):
+    """A socket whose every wake-up is missed: messages arrive, and nobody is told."""
+
+    def _handle_events(self, fd=0, events=0):
+        pass
+
+
+async def wait_for_message(channel_class: type[AsyncZMQSocketChannel], timeout: float | None, send: bool) -> float:
+    """Seconds until the channel gives a message out that was sent 0.1 s after it began to wait."""
+    context, session = zmq.asyncio.Context(), Session()
+    receiver, sender = SleepySocket(context, zmq.PAIR), context.socket(zmq.PAIR)
+    try:
+        sender.bind(f"inproc://{channel_class.__name__}")
+        receiver.connect(f"inproc://{channel_class.__name__}")
+        start = time.monotonic()
+        waiting = asyncio.ensure_future(channel_class(receiver, session).get_msg(timeout))
+        await asyncio.sleep(0.1)
+        if send:
+            session.send(zmq.Socket.shadow(sender.underlying), "status", {"execution_state": "idle"})
+        assert (await waiting)["content"] == {"execution_state": "idle"}
+        return time.monotonic() - start
+    finally:
+        for socket in (receiver, sender):
+            socket.close(linger=0)
+        context.term()
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_missed_wake_up_costs_a_slice_and_not_the_timeout(timeout):
+    assert 0.1 < asyncio.run(wait_for_message(ImpatientChannel, timeout, send=True)) < 20 * SLICE
+
+
+def test_the_plain_channel_waits_for_its_timeout():
+    assert asyncio.run(wait_for_message(AsyncZMQSocketChannel, 2.5, send=True)) >= 2.5
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.3, 1.5 * SLICE])
+def test_without_a_message_the_timeout_counts_as_ever(timeout):
+    start = time.monotonic()
+    with pytest.raises(Empty):
+        asyncio.run(wait_for_message(ImpatientChannel, timeout, send=False))
+    assert time.monotonic() - start >= timeout
