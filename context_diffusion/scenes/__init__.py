@@ -1,4 +1,4 @@
-"""A world with ground truth: twelve objects, four backgrounds, ten styles, drawn from a seed.
+"""A world with ground truth: twelve objects, four backgrounds and ten styles, drawn from a seed.
 
 from context_diffusion import scenes
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "Judge":  # it needs torch and OpenCV, which drawing does not
+    if name == "Judge":  # on demand: it needs torch, which drawing scenes does not
         from .judge import Judge
 
         return Judge

@@ -1,6 +1,7 @@
-"""Groups of scenes that share a style draw, and the same as a torch dataset."""
+"""Groups of scenes that share a style draw, also as a torch dataset."""
 
 import numpy as np
+from einops import rearrange
 
 from .scene import Rendering, Scene, Style, render
 
@@ -8,9 +9,9 @@ GROUP = 4  # pictures of one style draw in the training set
 
 
 def context_group(seed: int, size: int = 4, *, style: Style | None = None, **fixed) -> list[Rendering]:
-    """``size`` different scenes in one style draw; keyword arguments fix fields of the scenes, as in Scene.draw.
+    """Draw ``size`` different scenes in one style; keyword arguments fix fields of the scenes, as in ``Scene.draw``.
 
-    The style is drawn from the seed unless it is given.
+    The style is drawn from the seed unless given. Raises ``ValueError`` for a size below 1.
     """
     if size < 1:
         raise ValueError(f"A group has at least one scene; got size={size}.")
@@ -23,8 +24,8 @@ class TinyScenes:
 
     Item ``i`` is picture ``i % 4`` of group ``i // 4``: a dict of ``image`` (3, 128, 128) float32 in [-1, 1], ``depth``
     (1, 128, 128) and ``edges`` (1, 128, 128) float32 in [0, 1], ``segments`` (128, 128) int64, ``caption`` and the
-    indices ``object``, ``background``, ``style``, ``group``. Training uses ``first_group`` = 0 and up; 1,000,000 and
-    up are never trained on.
+    indices ``object``, ``background``, ``style``, ``group``. Training uses groups from 0 up; groups from
+    ``HELD_OUT`` = 1,000,000 up are never trained on.
     """
 
     HELD_OUT = 1_000_000
@@ -36,9 +37,9 @@ class TinyScenes:
         return self.groups * GROUP
 
     def rendering(self, index: int) -> Rendering:
-        """The picture with its ground truth, not yet as tensors."""
+        """The picture with its ground truth, before it becomes tensors."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside a dataset of {len(self)} pictures")
+            raise IndexError(f"Index {index} is outside a dataset of {len(self)} pictures.")
         group = self.first_group + index // GROUP
         seed = group * 1000 + index % GROUP
         return render(Scene.draw(seed), self.style(group), seed)
@@ -53,7 +54,7 @@ class TinyScenes:
 
         drawn = self.rendering(index)
         return {
-            "image": torch.from_numpy(drawn.pixels).permute(2, 0, 1).float() / 127.5 - 1,
+            "image": rearrange(torch.from_numpy(drawn.pixels), "height width rgb -> rgb height width") / 127.5 - 1,
             "depth": torch.from_numpy(drawn.depth)[None],
             "edges": torch.from_numpy(drawn.edges.astype(np.float32))[None],
             "segments": torch.from_numpy(drawn.segments.astype(np.int64)),

@@ -1,4 +1,4 @@
-"""The judge: a classifier of object, background and style, trained apart on real scenes, as the one who scores."""
+"""The judge: a classifier of object, background and style that scores pictures, trained on real scenes alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -32,31 +33,38 @@ class Judge:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None) -> "Judge":
-        """Load the judge of ``tiny-scenes``, or one that was saved in ``folder``.
+        """Load the judge of ``tiny-scenes``, or one saved in ``folder``.
 
-        Raises ``FileNotFoundError`` where there is none.
+        Raises ``FileNotFoundError`` if there is no such folder, ``ValueError`` if it holds no judge.
         """
         from transformers import ResNetForImageClassification
 
         location = find_part(find_model(DEFAULT), "judge") if folder is None else str(folder)
         if location is None or not Path(location).is_dir():
-            raise FileNotFoundError("There is no judge here; `python -m experiments.training.judge` trains it.")
-        return cls(load_part(ResNetForImageClassification, location))
+            where = DEFAULT if folder is None else folder
+            raise FileNotFoundError(f"There is no judge in {where}; `python -m experiments.training.judge` trains one.")
+        network, classes = load_part(ResNetForImageClassification, location), sum(map(len, HEADS.values()))
+        if network.config.num_labels != classes:
+            raise ValueError(
+                f"A judge tells {classes} classes apart ({', '.join(HEADS)}); the network in {location} knows "
+                f"{network.config.num_labels}."
+            )
+        return cls(network)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[ImageLike]) -> dict[str, Int[np.ndarray, " n"]]:
-        """The likeliest object, background and style of each picture, as indices into ``HEADS``."""
+        """Give the likeliest object, background and style of each picture, as indices into ``HEADS``."""
         found: dict[str, list[int]] = {head: [] for head in HEADS}
         for first in range(0, len(images), BATCH_SIZE):
             pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])
-            values = torch.from_numpy(shrink(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            for head, logits in split(self.network(values).logits).items():
+            small = rearrange(torch.from_numpy(shrink(pixels)), "n height width rgb -> n rgb height width")
+            for head, logits in split(self.network(small / 127.5 - 1).logits).items():
                 found[head].extend(logits.argmax(dim=1).tolist())
         return {head: np.array(indices, dtype=np.int64) for head, indices in found.items()}
 
 
 def split(logits: Float[Tensor, "n classes"]) -> dict[str, Float[Tensor, "n names"]]:
-    """The logits of each head."""
+    """Split the network's logits into those of each head."""
     return dict(zip(HEADS, logits.split([len(names) for names in HEADS.values()], dim=-1), strict=True))
 
 

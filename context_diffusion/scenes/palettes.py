@@ -6,7 +6,7 @@ import numpy as np
 
 SLOTS = ("sky", "far", "near", "main", "accent", "light", "detail", "sun")
 
-# Per family: centres of the hues (in turns) to choose from, saturation range, value range of the ground tones.
+# For each family: the hues to choose from (in turns), the range of saturation, the range of the ground tones' value.
 _FAMILIES = {
     "warm": ((0.98, 0.03, 0.08, 0.12), (0.55, 0.9), (0.75, 0.98)),
     "cool": ((0.47, 0.53, 0.6, 0.68), (0.45, 0.85), (0.6, 0.95)),
@@ -18,16 +18,16 @@ _FAMILIES = {
 
 
 def draw_palette(family: str, generator: np.random.Generator) -> np.ndarray:
-    """A palette: one RGB colour in [0, 1] for each of :data:`SLOTS`, shape ``(8, 3)``.
+    """Draw a palette: one RGB colour in [0, 1] for each of :data:`SLOTS`, shape ``(8, 3)``.
 
-    The most readable of eight candidates: the object's colours stand out from sky and ground.
+    It is the most readable of eight candidates: the object's colours stand out from sky and ground.
     """
     palettes = [_draw_once(family, generator) for _ in range(8)]
     return max(palettes, key=_readability)
 
 
 def _readability(palette: np.ndarray) -> float:
-    """How far the object's colour is from what surrounds it, in RGB; past 0.5 more does not help."""
+    """The distance, in RGB, from the object's colour to those around it; beyond 0.5 more does not help."""
     sky, _, near, main, accent, *_ = palette
     return min(0.5, np.linalg.norm(main - sky), np.linalg.norm(main - near), 1.5 * np.linalg.norm(main - accent))
 
@@ -47,7 +47,7 @@ def _draw_once(family: str, generator: np.random.Generator) -> np.ndarray:
             chosen[i] % 1, min(1, saturation[i] * saturation_scale), min(1, value[i] * value_scale)
         )
 
-    night = generator.random() < 0.25  # a dark sky with a light object, or the other way round
+    night = generator.random() < 0.25  # a light object before a dark sky, not the other way round
     sky, ground, body = ((0.9, 0.42), 0.6, 1.15) if night else ((0.45, 1.12), 0.95, 0.72)
     return np.array([
         rgb(0, *sky),

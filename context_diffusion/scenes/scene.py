@@ -1,9 +1,10 @@
-"""A scene is a content and a layout; a style is a way to draw it. Both are pure functions of a seed."""
+"""A scene is content and layout; a style is a way to draw it. Both are pure functions of a seed."""
 
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from einops import reduce
 from PIL import Image
 
 from .palettes import SLOTS, draw_palette
@@ -18,7 +19,7 @@ SEGMENTS = ("sky", "sun", "ground", "object")
 
 @dataclass(frozen=True)
 class Scene:
-    """Content (object, background, sun) and layout (where everything is), in units of the picture's width."""
+    """Content (object, background, sun) and layout (where everything is, in units of the picture's width)."""
 
     object: str
     background: str
@@ -34,7 +35,7 @@ class Scene:
 
     @classmethod
     def draw(cls, seed: int, **fixed) -> "Scene":
-        """A random scene; keyword arguments fix some of its fields, e.g. ``Scene.draw(3, object="boat")``."""
+        """Draw a random scene; keyword arguments fix some of its fields, as in ``Scene.draw(3, object="boat")``."""
         _check(fixed, object=OBJECTS, background=BACKGROUNDS)
         generator = np.random.default_rng([seed, 1])
         size = generator.uniform(0.26, 0.36)
@@ -56,7 +57,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Style:
-    """A named style with its own palette and texture parameters; a caption tells only the name."""
+    """A named style with a palette and texture parameters of its own; a caption gives away only the name."""
 
     name: str
     family: str
@@ -68,7 +69,7 @@ class Style:
 
     @classmethod
     def draw(cls, seed: int, **fixed) -> "Style":
-        """A random style; keyword arguments fix some of its fields, e.g. ``Style.draw(3, name="neon")``."""
+        """Draw a random style; keyword arguments fix some of its fields, as in ``Style.draw(3, name="neon")``."""
         _check(fixed, name=STYLES, family=PALETTE_FAMILIES)
         generator = np.random.default_rng([seed, 2])
         name, family = str(generator.choice(STYLES)), str(generator.choice(PALETTE_FAMILIES))
@@ -87,7 +88,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Rendering:
-    """One drawn scene with its ground truth; all maps are 128x128."""
+    """A drawn scene with its ground truth; all maps are 128x128."""
 
     scene: Scene
     style: Style
@@ -106,11 +107,11 @@ class Rendering:
 def _check(fixed: dict, **allowed: tuple[str, ...]) -> None:
     for field, values in allowed.items():
         if field in fixed and fixed[field] not in values:
-            raise ValueError(f"{field} must be one of {', '.join(values)}; got {fixed[field]!r}.")
+            raise ValueError(f"The {field} of a scene or style is one of {', '.join(values)}; got {fixed[field]!r}.")
 
 
 def _layers(scene: Scene) -> list[tuple[str, np.ndarray, str]]:
-    """All parts back to front as (slot, polygon in the unit square, segment)."""
+    """All parts, back to front, as (slot, polygon in the unit square, segment)."""
     layers = []
     if scene.sun:
         angle = np.linspace(0, 2 * np.pi, 40)
@@ -124,7 +125,7 @@ def _layers(scene: Scene) -> list[tuple[str, np.ndarray, str]]:
 
 
 def _depth(scene: Scene, segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Nearness in [0, 1]: sky 0, sun 0.05, ground rising towards the viewer, the object upright where it stands."""
+    """Nearness in [0, 1]: sky 0, sun 0.05, ground rising towards the viewer, the object as near as its foot."""
     rows = (np.arange(len(ids)) / len(ids))[:, None]
     layer = 0.12 * np.clip(ids, 0, 2)  # far hills behind near ones
     ground = 0.1 + layer + 0.35 * np.clip((rows - 0.35) / 0.65, 0, 1)
@@ -134,7 +135,7 @@ def _depth(scene: Scene, segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
-    """Draw a scene in a style; ``seed`` moves only the noise of the texture and the wording of the caption."""
+    """Draw a scene in a style; ``seed`` changes only the noise of the texture and the wording of the caption."""
     side = SIZE * SCALE
     ids = np.zeros((side, side), dtype=np.uint8)
     segments = np.zeros_like(ids)
@@ -151,7 +152,7 @@ def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
     painted = PAINTERS[style.name](canvas)
     pixels = cv2.resize(np.clip(painted, 0, 1), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     depth = cv2.resize(_depth(scene, segments, ids), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    edges = contours(ids).reshape(SIZE, SCALE, SIZE, SCALE).any(axis=(1, 3))
+    edges = reduce(contours(ids), "(height y) (width x) -> height width", "any", y=SCALE, x=SCALE)
     return Rendering(
         scene, style, caption(scene, style, seed), np.round(pixels * 255).astype(np.uint8),
         depth.astype(np.float32), edges, segments[::SCALE, ::SCALE].copy(),
@@ -159,7 +160,7 @@ def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
 
 
 def caption(scene: Scene, style: Style, seed: int | None = None) -> str:
-    """One sentence, the object first; without a seed the plain full form, with one a varied wording.
+    """Describe a scene in one sentence, the object first; a seed varies the wording of the plain full form.
 
     >>> caption(Scene("boat", "hills", False), Style.draw(0, name="watercolor"))
     'a boat among hills, watercolor style'

@@ -1,7 +1,7 @@
 """The twelve objects and four backgrounds as polygons.
 
-Coordinates of an object: x to the right, y down, both in [-1, 1]. A part is ``(slot, polygon)``: the slot names
-the colour of the palette that fills it. Parts are listed back to front.
+An object's coordinates are x to the right and y down, both in [-1, 1]. A part is ``(slot, polygon)``: the slot names
+the palette colour that fills the polygon. Parts are listed back to front.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360) -> np.ndarray:
-    """An ellipse, or the part of it between two angles (degrees, clockwise from the right)."""
+    """An ellipse, or its part between two angles (degrees, clockwise from the right)."""
     angle = np.radians(np.linspace(start, stop, 40))
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 

@@ -1,7 +1,7 @@
 """The ten styles: each turns a map of parts and a palette into a picture.
 
-Every painter has one signature, ``painter(canvas) -> (height, width, 3)`` in [0, 1]. Lengths are given in pixels of
-the finished picture and multiplied by ``canvas.scale`` (the supersampling factor) where they are used.
+Every painter has the same signature, ``painter(canvas) -> (height, width, 3)`` in [0, 1]. Lengths are in pixels of the
+finished picture, and are multiplied by ``canvas.scale`` (the supersampling factor) where they are used.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Canvas:
     scale: int
 
     def color(self, slot: str) -> np.ndarray:
-        """The palette's colour of one slot."""
+        """The palette's colour for a slot."""
         return self.palette[SLOTS.index(slot)]
 
     @cached_property
@@ -50,7 +50,7 @@ class Canvas:
         return cv2.distanceTransform((~contours(self.ids)).astype(np.uint8), cv2.DIST_L2, 3)[..., None] / self.scale
 
     def line(self, weight: float) -> np.ndarray:
-        """Coverage in [0, 1] of contours drawn with a pen of this thickness, (H, W, 1)."""
+        """Coverage in [0, 1] by contours drawn with a pen of this thickness, (H, W, 1)."""
         return np.clip((weight / 2 - self.distance) * self.scale + 0.5, 0, 1)
 
     def noise(self, size: float, stretch: float = 1.0) -> np.ndarray:
@@ -64,7 +64,7 @@ class Canvas:
         return cv2.remap(grid, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)[..., None].astype(np.float64)
 
     def rotated(self, extra: float | np.ndarray = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates along and across the direction ``angle + extra``, origin in the middle."""
+        """Coordinates along and across the direction ``angle + extra``, with the origin in the middle."""
         height, width = self.ids.shape
         y, x = np.mgrid[:height, :width] - np.array([[[height / 2]], [[width / 2]]])
         c, s = np.cos(self.angle + extra), np.sin(self.angle + extra)
@@ -72,7 +72,7 @@ class Canvas:
 
 
 def contours(ids: np.ndarray) -> np.ndarray:
-    """Where the part in front changes to the right or below, bool (H, W)."""
+    """Whether the pixel to the right or below belongs to another part, bool (H, W)."""
     edge = np.zeros(ids.shape, dtype=bool)
     edge[:, :-1] |= ids[:, 1:] != ids[:, :-1]
     edge[:-1] |= ids[1:] != ids[:-1]
@@ -176,21 +176,7 @@ def _blueprint(canvas: Canvas) -> np.ndarray:
     return mix(sheet, ink, canvas.line(canvas.weight + 0.3))
 
 
-PAINTERS = dict(
-    zip(
-        STYLES,
-        (
-            _flat,
-            _line_art,
-            _watercolor,
-            _halftone,
-            _hatching,
-            _mosaic,
-            _pixel_art,
-            _neon,
-            _crayon,
-            _blueprint,
-        ),
-        strict=True,
-    )
-)
+_IN_ORDER = (
+    _flat, _line_art, _watercolor, _halftone, _hatching, _mosaic, _pixel_art, _neon, _crayon, _blueprint,
+)  # fmt: skip
+PAINTERS = dict(zip(STYLES, _IN_ORDER, strict=True))

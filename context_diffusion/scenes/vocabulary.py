@@ -9,7 +9,7 @@ STYLES = (
 )  # fmt: skip
 PALETTE_FAMILIES = ("warm", "cool", "pastel", "earth", "vivid", "mono")
 
-# Other words that mean the same thing: one caption in five uses one of them.
+# Synonyms: one caption in five uses one.
 SYNONYMS = {
     "house": ("home", "cottage"), "tree": ("forest", "oak"), "boat": ("ship", "sailboat"), "car": ("automobile",),
     "flower": ("blossom",), "rocket": ("spaceship",), "cup": ("mug",), "cat": ("kitten",),
@@ -23,7 +23,7 @@ PLACES = {  # background -> phrases; the first is the usual one
 }
 SUN = ("under the sun", "on a sunny day")
 
-# The structural and everyday words a prompt may hold besides: each is one token.
+# The structural and everyday words that a prompt may also hold; each is one token.
 OTHER_WORDS = (
     "a", "an", "the", "style", "colors", "in", "on", "of", "with", "by", "and", "no", "under", "among", "at",
     "picture", "image", "drawing", "painting", "photo", "background", "plain", "stylized", "misty",
@@ -32,7 +32,7 @@ OTHER_WORDS = (
 
 
 def words() -> list[str]:
-    """Every word that the captions and the lessons' prompts use, sorted: the tokenizer gives each one token."""
+    """Every word of the captions and the lessons' prompts, sorted; the tokenizer makes each a single token."""
     phrases = [*OBJECTS, *STYLES, *PALETTE_FAMILIES, *BACKGROUNDS, *OTHER_WORDS, *SUN]
     phrases += [w for group in (*SYNONYMS.values(), *PLACES.values()) for w in group]
     return sorted({word for phrase in phrases for word in phrase.split()})
