@@ -28,8 +28,8 @@ from context_diffusion.fusion.sound import Sound, read_sound
 from context_diffusion.melodies import GENRES, HELD_OUT, MOODS, Piece, describe, render
 from context_diffusion.melodies import RATE as MELODY_RATE
 from context_diffusion.scenes import words as scene_words
-from experiments.evaluation import music as protocol
-from experiments.evaluation import offline
+from experiments.evaluation import harness
+from experiments.evaluation import moods_and_genres as protocol
 from experiments.evaluation.bench import Bench
 from experiments.training import music as training
 
@@ -264,7 +264,7 @@ def test_equal_labels_share_the_target_at_both_temperatures():
 
 
 def test_short_texts_name_what_they_are_given():
-    from context_diffusion.melodies.vocabulary import MOOD_WORDS
+    from context_diffusion.melodies.music_vocabulary import MOOD_WORDS
 
     said = training.parts(["sad"] * 200, MOOD_WORDS, torch.Generator().manual_seed(0))
     assert len(set(said)) == 9 and {"a sad piece of music", "melancholy music"} <= set(said)
@@ -329,8 +329,8 @@ def test_a_confusion_counts_by_row_what_it_is():
 
 def test_the_protocol_is_skipped_with_a_sentence_where_the_model_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(music.TAGGERS, "tiny-fusion", str(tmp_path / "none"))
-    assert "music" in offline.PROTOCOLS
-    assert not offline.run("music", Bench(quick=True), tmp_path)
+    assert "music" in harness.OFFLINE
+    assert not harness.run("music", Bench(quick=True), tmp_path)
     assert "music: not run. The offline music model is not at" in capsys.readouterr().out
 
 

@@ -11,9 +11,9 @@ from context_diffusion.files import DATA
 from context_diffusion.melodies import GENRES, MODES, MOODS, RATE, SECONDS, Piece, describe, render, write_score
 from context_diffusion.melodies.__main__ import EXAMPLES, example
 from context_diffusion.melodies.instruments import TIMBRES, hertz, stroke, tone
+from context_diffusion.melodies.music_vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, key_word, tempo_word
 from context_diffusion.melodies.piece import BANDS, CUES, MODE_CHANCES, RANGES
 from context_diffusion.melodies.render import ROOM, _in_room
-from context_diffusion.melodies.vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, key_word, tempo_word
 from experiments.evaluation.hand_features import NearestMean, chroma, estimate_tempo, hand_features, key_fits
 
 SEEDS = st.integers(0, 10**7)

@@ -7,7 +7,7 @@ own choice.
 
 from dataclasses import dataclass
 
-from ..melodies.vocabulary import GENRES, MOODS, article
+from ..melodies.music_vocabulary import GENRES, MOODS, article
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Timbres: one note of an instrument, one stroke of a drum, as float32 samples.
+"""Timbres: one note of an instrument, or one stroke of a drum, as float32 samples.
 
-A pitched tone is read from two tables of one period each, a mellow and a bright sum of sines sum_n a_n sin(2 pi n p)
-with only those n below the Nyquist frequency; the bright part dies away faster, as a plucked string's does.
+A pitched tone is read from two tables of one period each, a mellow and a bright sum of sines, sum_n a_n sin(2 pi n p)
+over those n below the Nyquist frequency; the bright part dies away faster, as on a plucked string.
 """
 
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from jaxtyping import Float
 
 from .piece import RATE
 
-TABLE = 2048  # samples of a period
-RELEASE = 0.06  # seconds in which a note ends
+TABLE = 2048  # samples in one period
+RELEASE = 0.06  # seconds that a note takes to end
 
 
 @dataclass(frozen=True)
 class Timbre:
-    """``slope``: amplitude n^-slope of overtone n; ``decay``: seconds to 1/e, of the bright part too; times in s."""
+    """The sound of an instrument; times are in seconds."""
 
-    slope: float
+    slope: float  # overtone n has amplitude n^-slope
     attack: float = 0.005
-    decay: float = 60.0
-    bright_decay: float = 60.0
+    decay: float = 60.0  # of the mellow part, to 1/e
+    bright_decay: float = 60.0  # of the bright part, to 1/e
     odd: bool = False  # only odd overtones
     overtones: int = 40
-    vibrato: float = 0.0  # of the pitch, relative
-    detune: float = 0.0  # of a second voice, relative
-    breath: float = 0.0  # noise
-    drive: float = 0.0  # into a soft clipper
+    vibrato: float = 0.0  # relative to the pitch
+    detune: float = 0.0  # of a second voice, relative to the pitch
+    breath: float = 0.0  # amplitude of the noise
+    drive: float = 0.0  # gain into a soft clipper
 
 
 TIMBRES = {
@@ -47,7 +47,7 @@ TIMBRES = {
 
 
 def hertz(pitch: float) -> float:
-    """Frequency of a MIDI pitch, equally tempered: 440 * 2^((pitch - 69) / 12).
+    """The frequency in Hz of a MIDI pitch, equally tempered: 440 * 2^((pitch - 69) / 12).
 
     >>> hertz(57)
     220.0
@@ -58,7 +58,7 @@ def hertz(pitch: float) -> float:
 def tone(
     name: str, pitch: float, seconds: float, brightness: float, generator: np.random.Generator
 ) -> Float[np.ndarray, " samples"]:
-    """Play one note at about unit amplitude; it sounds for ``seconds`` and then ends within RELEASE."""
+    """Play one note at about unit amplitude; it sounds for ``seconds``, then fades within ``RELEASE``."""
     timbre, frequency = TIMBRES[name], hertz(pitch)
     time = np.arange(int((seconds + RELEASE) * RATE), dtype=np.float32) / RATE
     sway = timbre.vibrato * np.sin(2 * np.pi * 5.5 * time) / (2 * np.pi * 5.5) if timbre.vibrato else 0.0
@@ -79,7 +79,7 @@ def tone(
 
 
 def _period(frequency: float, slope: float, odd: bool, overtones: int) -> Float[np.ndarray, " table"]:
-    """One period of the sum of sines, of unit energy."""
+    """One period of the sum of sines, with unit energy."""
     numbers = np.arange(1, min(overtones, max(1, int(0.45 * RATE / frequency))) + 1)
     numbers = numbers[::2] if odd else numbers
     amplitudes = numbers.astype(np.float64) ** -slope
@@ -89,12 +89,12 @@ def _period(frequency: float, slope: float, odd: bool, overtones: int) -> Float[
 
 
 def _envelope(time: Float[np.ndarray, " samples"], attack: float, seconds: float) -> Float[np.ndarray, " samples"]:
-    """Rise linearly in ``attack``, stay, and fall linearly after ``seconds``."""
+    """Rise linearly during ``attack``, stay, and fall linearly after ``seconds``."""
     return np.minimum(1.0, time / attack) * np.clip((seconds + RELEASE - time) / RELEASE, 0.0, 1.0)
 
 
 def stroke(drum: str, generator: np.random.Generator) -> Float[np.ndarray, " samples"]:
-    """One stroke of ``"kick"``, ``"snare"``, ``"hat"``, ``"ride"`` or ``"shaker"``."""
+    """Play one stroke of ``"kick"``, ``"snare"``, ``"hat"``, ``"ride"`` or ``"shaker"``."""
     length, decay = {
         "kick": (0.3, 0.09), "snare": (0.22, 0.06), "hat": (0.08, 0.02), "ride": (0.4, 0.12), "shaker": (0.12, 0.04),
     }[drum]  # fmt: skip

@@ -1,23 +1,23 @@
 """A piece as numbers: what its mood and its genre make likely.
 
-Mood follows the cues that listeners were found to use. On the circumplex of affect (Russell 1980) arousal comes with
-tempo, density, brightness and loudness, valence with mode and register, tension with dissonance (Eerola and Vuoskoski
-2011; Eerola, Friberg and Bresin 2013 measured the weights of such cues one by one). Genre is timbre and rhythm. The two
-are drawn independently, and every cue of a mood overlaps with its neighbours'.
+Moods differ in the cues that listeners have been found to use. On the circumplex of affect (Russell 1980), arousal
+comes with tempo, density, brightness and loudness, valence with mode and register, and tension with dissonance (Eerola
+and Vuoskoski 2011; Eerola, Friberg and Bresin 2013 measured the weights of such cues one by one). Genre is timbre and
+rhythm. Mood and genre are drawn independently, and every cue of a mood overlaps with those of its neighbours.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .vocabulary import GENRES, MODES, MOODS
+from .music_vocabulary import GENRES, MODES, MOODS
 
 RATE = 16_000  # samples per second
 SECONDS = 6.0
-HELD_OUT = 1_000_000  # seeds from here on are never trained on
-STRAY = 0.08  # how often a cue is drawn as any mood might have it
+HELD_OUT = 1_000_000  # seeds from here up are never trained on
+STRAY = 0.08  # how often a cue is drawn as some other mood would have it
 
-# Mean and standard deviation of each cue: see Piece for the units.
+# Mean and standard deviation of each cue; Piece gives the units.
 CUES = {
     "happy": {
         "tempo": (126, 13), "register": (5, 3), "density": (1.6, 0.35), "articulation": (0.6, 0.12),
@@ -50,7 +50,7 @@ CUES = {
         "percussion": (0.2, 0.1), "contour": (0.2, 0.3),
     },
 }  # fmt: skip
-RANGES = {  # beyond these a cue means nothing
+RANGES = {  # beyond these limits a cue means nothing
     "tempo": (45, 200), "register": (-12, 14), "density": (0.3, 3.5), "articulation": (0.25, 1.3),
     "brightness": (0, 1), "reverb": (0, 0.95), "tension": (0, 1), "swell": (-12, 14), "percussion": (0, 1.2),
     "contour": (-1, 1),
@@ -63,7 +63,7 @@ MODE_CHANCES = {
     "calm": {"major": 0.75, "mixolydian": 0.15, "lydian": 0.1},
     "dreamy": {"lydian": 0.55, "major": 0.3, "dorian": 0.15},
 }
-BANDS = {  # genre -> timbres of the lead, of the chords, of the bass; how chords are played; the drums
+BANDS = {  # genre -> timbres of lead, chords and bass; how the chords are played; the drums
     "ambient": (("flute", "pad"), ("pad",), ("pad",), "held", "none"),
     "classical piano": (("piano",), ("piano",), ("piano",), "broken", "none"),
     "jazz": (("brass", "electric piano"), ("electric piano", "piano"), ("bass",), "offbeat", "swing"),
@@ -75,21 +75,21 @@ BANDS = {  # genre -> timbres of the lead, of the chords, of the bass; how chord
 
 @dataclass(frozen=True)
 class Piece:
-    """The parameters of a piece; together with ``seed`` they determine every sample of it."""
+    """The parameters of a piece; together with ``seed`` they determine its every sample."""
 
     mood: str
     genre: str
     seed: int
     tempo: float  # beats per minute
-    mode: str  # a key of vocabulary.MODES
+    mode: str  # a key of music_vocabulary.MODES
     tonic: int  # semitones above C
     register: float  # of the melody, semitones above G4
     density: float  # notes of the melody per beat
-    articulation: float  # sounding part of a note's time; above 1 notes overlap
+    articulation: float  # part of a note's time that sounds; above 1, notes overlap
     brightness: float  # 0: hardly any overtones, 1: many
-    reverb: float  # share of the room
-    tension: float  # chance of a dissonance on a chord
-    swell: float  # decibels from start to end
+    reverb: float  # share of the room in the sound
+    tension: float  # chance that a chord is dissonant
+    swell: float  # change in level from start to end, in decibels
     percussion: float  # loudness of the drums
     contour: float  # where the melody goes: -1 down, 1 up
     lead: str
@@ -98,7 +98,9 @@ class Piece:
 
     @classmethod
     def draw(cls, seed: int, **fixed) -> "Piece":
-        """Draw every parameter from the seed, but for those that are fixed by keyword.
+        """Draw every parameter from the seed, except those fixed by keyword.
+
+        Raises ``TypeError`` for an unknown parameter, ``ValueError`` for an unknown mood or genre.
 
         >>> Piece.draw(3, mood="sad") == Piece.draw(3, mood="sad")
         True
@@ -121,12 +123,12 @@ class Piece:
 
     @property
     def scale(self) -> tuple[int, ...]:
-        """Semitones of the mode above the tonic."""
+        """The mode's notes, in semitones above the tonic."""
         return MODES[self.mode]
 
 
 def _cues(mood: str, generator: np.random.Generator) -> dict[str, float]:
-    """Draw each cue as the mood has it, now and then as another one would."""
+    """Draw each cue as the mood has it, and now and then as another mood would."""
     drawn = {}
     for cue, (low, high) in RANGES.items():
         whose = MOODS[generator.integers(len(MOODS))] if generator.random() < STRAY else mood

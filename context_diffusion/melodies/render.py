@@ -1,21 +1,21 @@
-"""A piece as sound, and as words."""
+"""A piece as sound and as words."""
 
 import numpy as np
 from jaxtyping import Float
 
 from .instruments import TIMBRES, stroke, tone
+from .music_vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, article, key_word, tempo_word
 from .piece import RATE, SECONDS, Piece
 from .score import write_score
-from .vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, article, key_word, tempo_word
 
 PEAK = 0.7
-ROOM = (0.25, 2.0)  # seconds of the reverberation's decay to 1/e^3, from no reverb to all of it
+ROOM = (0.25, 2.0)  # seconds in which the reverberation decays to 1/e^3, for reverb 0 and 1
 
 
 def render(piece: Piece) -> Float[np.ndarray, " samples"]:
-    """Play a piece: float32 in [-0.7, 0.7], SECONDS long at RATE; a pure function of the piece.
+    """Play a piece: float32 in [-0.7, 0.7], ``SECONDS`` long at ``RATE``; a pure function of the piece.
 
-    Notes start up to 8 ms early or late, as players do. The room is exponentially decaying noise.
+    Notes start up to 8 ms early or late, as players do. The room's echo is exponentially decaying noise.
     """
     generator = np.random.default_rng([piece.seed, 13])
     total = int(SECONDS * RATE)
@@ -40,7 +40,7 @@ def render(piece: Piece) -> Float[np.ndarray, " samples"]:
 def _in_room(
     dry: Float[np.ndarray, " samples"], share: float, generator: np.random.Generator
 ) -> Float[np.ndarray, " samples"]:
-    """Add the echo of a room: the convolution with noise under exp(-3 t / T), of the same energy at ``share`` 1."""
+    """Add the echo of a room: convolve with noise of unit energy that decays as exp(-3 t / T)."""
     seconds = ROOM[0] + share * (ROOM[1] - ROOM[0])
     time = np.arange(int(seconds * RATE)) / RATE
     response = generator.standard_normal(len(time)) * np.exp(-3 * time / seconds)
@@ -51,7 +51,7 @@ def _in_room(
 
 
 def describe(piece: Piece, wording: int | None = None) -> str:
-    """Say what a piece is: in full, or with ``wording`` as a seed in other words and with some parts left out.
+    """Describe a piece in full, or, with the seed ``wording``, in other words and with some parts left out.
 
     >>> describe(Piece.draw(0, mood="calm", genre="ambient", lead="pad", tempo=60, mode="minor"))
     'a calm ambient piece with soft pads, slow, in a minor key'

@@ -1,4 +1,4 @@
-"""A piece as notes: chords, melody, bass, drums, each a list of notes in beats."""
+"""A piece as notes: chords, melody, bass and drums, each a list of notes timed in beats."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from .piece import BANDS, SECONDS, Piece
 
-PROGRESSIONS = {  # by the third of the mode; degrees of the scale, from 0
+PROGRESSIONS = {  # the mode's third, in semitones -> degrees of the scale, from 0
     4: ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 3, 0)),
     3: ((0, 3, 4, 0), (0, 5, 0, 6), (0, 3, 0, 6), (0, 5, 3, 0)),
 }
-PATTERNS = {  # how chords are played -> beats of a bar at which they start
+PATTERNS = {  # how chords are played -> the beats of a bar on which they start
     "held": (0,), "broken": (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5), "offbeat": (0, 1.5, 3), "driven": (0, 1, 2, 3),
     "pulsed": (0.5, 1.5, 2.5, 3.5), "picked": (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5),
 }  # fmt: skip
-DRUMS = {  # beats of a bar
+DRUMS = {  # how drums are played -> the beats of a bar on which each strikes
     "none": {},
     "swing": {"ride": (0, 1, 1.67, 2, 3, 3.67), "hat": (1, 3)},
     "backbeat": {"kick": (0, 2, 2.5), "snare": (1, 3), "hat": (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5)},
@@ -22,12 +22,12 @@ DRUMS = {  # beats of a bar
     "brushed": {"shaker": (0, 1, 1.5, 2, 3, 3.5), "kick": (0,)},
 }
 BAR = 4  # beats
-LEAD, CHORDS, BASS = 67, 55, 38  # MIDI pitches around which they play: G4, G3, D2
+LEAD, CHORDS, BASS = 67, 55, 38  # the MIDI pitches around which they play: G4, G3, D2
 
 
 @dataclass(frozen=True)
 class Note:
-    """``start`` and ``length`` in beats, ``pitch`` a MIDI number (0 for a drum), ``loudness`` an amplitude."""
+    """One note: ``start`` and ``length`` in beats, ``pitch`` in MIDI (0 for a drum), ``loudness`` as an amplitude."""
 
     instrument: str
     start: float
@@ -37,10 +37,10 @@ class Note:
 
 
 def write_score(piece: Piece) -> list[Note]:
-    """Every note of a piece, in no particular order; a pure function of the piece."""
+    """Write every note of a piece, in no particular order; a pure function of the piece."""
     generator = np.random.default_rng([piece.seed, 11])
     beats = SECONDS * piece.tempo / 60
-    span = BAR if piece.tempo > 100 else BAR / 2  # beats of a chord: some two seconds
+    span = BAR if piece.tempo > 100 else BAR / 2  # beats to a chord, which is some two seconds
     options = PROGRESSIONS[piece.scale[2]]
     degrees = options[generator.integers(len(options))]
     roots = [degrees[number % len(degrees)] for number in range(int(np.ceil(beats / span)))]
@@ -56,14 +56,14 @@ def write_score(piece: Piece) -> list[Note]:
 
 
 def pitch_of(piece: Piece, degree: int, around: float) -> float:
-    """The pitch of a degree of the scale in the octave that is nearest to ``around``."""
+    """The pitch of a degree of the scale, in the octave that brings it nearest to ``around``."""
     octave, step = divmod(degree, 7)
     pitch = piece.tonic + piece.scale[step] + 12 * octave
     return pitch + 12 * round((around - pitch) / 12)
 
 
 def _chord(piece: Piece, root: int, start: float, span: float, generator: np.random.Generator) -> list[Note]:
-    """A triad, in jazz and dreams with its seventh, in rock open; under tension with a dissonance and a tremolo."""
+    """A triad: with its seventh in jazz and dreams, open in rock, with dissonance and tremolo under tension."""
     steps = (0, 2, 4, 6) if piece.genre == "jazz" or piece.mood == "dreamy" else (0, 2, 4)
     steps = (0, 4, 9) if piece.genre == "rock" else steps
     around = CHORDS + piece.register / 2
@@ -85,7 +85,7 @@ def _chord(piece: Piece, root: int, start: float, span: float, generator: np.ran
 
 
 def _bass(piece: Piece, root: int, start: float, span: float) -> list[Note]:
-    """The root: held, walking up the chord in jazz, in eighths where it is driven, off the beat where it is pulsed."""
+    """The root, held; in jazz it walks up the chord, driven it plays eighths, pulsed it plays off the beat."""
     style = BANDS[piece.genre][3]
     low = pitch_of(piece, root, BASS)
     if style == "offbeat":
@@ -99,7 +99,7 @@ def _bass(piece: Piece, root: int, start: float, span: float) -> list[Note]:
 
 
 def _melody(piece: Piece, roots: list[int], span: float, beats: float, generator: np.random.Generator) -> list[Note]:
-    """A walk on the scale: chord tones on the beat, steps between, drifting where the contour goes."""
+    """A walk on the scale: chord tones on the beat, steps in between, drifting with the contour."""
     grid = 0.25 if piece.density > 1.8 else 0.5
     slots = np.arange(0, beats, grid)
     chance = np.clip(piece.density * grid * np.where(slots % 1 == 0, 1.5, 0.75), 0.05, 1.0)

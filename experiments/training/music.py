@@ -21,7 +21,7 @@ from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapMo
 
 from context_diffusion.files import ROOT, written_whole
 from context_diffusion.melodies import GENRES, MOODS, RATE, Piece, describe, render, words
-from context_diffusion.melodies.vocabulary import GENRE_WORDS, MOOD_WORDS, article
+from context_diffusion.melodies.music_vocabulary import GENRE_WORDS, MOOD_WORDS, article
 
 from .draws import Draws
 from .loop import train

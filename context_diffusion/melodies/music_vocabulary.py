@@ -3,7 +3,7 @@
 MOODS = ("happy", "energetic", "tense", "sad", "calm", "dreamy")
 GENRES = ("ambient", "classical piano", "jazz", "rock", "electronic", "folk")
 
-# Other words that mean the same thing: a caption uses any of them, the first one half of the time.
+# Synonyms: a caption uses the first one half of the time, otherwise any of them.
 MOOD_WORDS = {
     "happy": ("happy", "cheerful", "joyful"), "energetic": ("energetic", "driving", "exciting"),
     "tense": ("tense", "anxious", "threatening"), "sad": ("sad", "melancholy", "sorrowful"),
@@ -14,12 +14,12 @@ GENRE_WORDS = {
     "rock": ("rock",), "electronic": ("electronic", "dance"), "folk": ("folk", "acoustic"),
 }  # fmt: skip
 
-# Semitones above the tonic. The third, 4 or 3, is what "major" and "minor" in a caption mean.
+# Semitones above the tonic. The third, 4 or 3, decides between "major" and "minor" in a caption.
 MODES = {
     "lydian": (0, 2, 4, 6, 7, 9, 11), "major": (0, 2, 4, 5, 7, 9, 11), "mixolydian": (0, 2, 4, 5, 7, 9, 10),
     "dorian": (0, 2, 3, 5, 7, 9, 10), "minor": (0, 2, 3, 5, 7, 8, 10), "phrygian": (0, 1, 3, 5, 7, 8, 10),
 }  # fmt: skip
-INSTRUMENTS = {  # timbre -> its words in a caption
+INSTRUMENTS = {  # timbre -> the words for it in a caption
     "pad": "soft pads", "flute": "a flute", "piano": "a piano", "electric piano": "an electric piano",
     "brass": "brass", "guitar": "an acoustic guitar", "distorted guitar": "a distorted guitar", "fiddle": "a fiddle",
     "synthesizer": "a synthesizer", "square": "a square wave", "bass": "a bass",
@@ -29,7 +29,7 @@ OTHER_WORDS = ("a", "an", "and", "in", "key", "major", "minor", "music", "of", "
 
 
 def key_word(mode: str) -> str:
-    """``"major"`` or ``"minor"``: by the third of the mode."""
+    """``"major"`` or ``"minor"``, by the third of the mode."""
     return "major" if MODES[mode][2] == 4 else "minor"
 
 
@@ -46,5 +46,5 @@ def words() -> list[str]:
 
 
 def article(words: str) -> str:
-    """``"a calm"``, ``"an energetic"``: the words behind the article they take."""
+    """``"a calm"``, ``"an energetic"``: the words after their article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
