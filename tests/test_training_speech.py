@@ -15,11 +15,12 @@ from context_diffusion.fusion import Description
 from context_diffusion.fusion.sound import Sound
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import words
-from experiments.evaluation import offline
-from experiments.evaluation import speech as protocol
+from experiments.evaluation import harness
+from experiments.evaluation import transcripts as protocol
 from experiments.evaluation.bench import Bench
 from experiments.training import speech as training
 from experiments.training import speech_data as data
+from experiments.training.draws import Draws
 from experiments.training.speech_data import RATE, Speech, Utterance
 
 talking = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -107,8 +108,8 @@ def test_without_the_speaking_program_its_package_is_named_and_the_protocol_is_s
     with pytest.raises(FileNotFoundError, match="install the Debian package espeak-ng"):
         data.say(Utterance("a boat", "en-us"))
     monkeypatch.setattr(protocol.Transcriber, "from_pretrained", lambda: None)
-    assert "speech" in offline.PROTOCOLS
-    assert not offline.run("speech", Bench(quick=True), tmp_path)
+    assert "speech" in harness.OFFLINE
+    assert not harness.run("speech", Bench(quick=True), tmp_path)
     assert "speech: not run. espeak-ng speaks" in capsys.readouterr().out
 
 
@@ -181,16 +182,29 @@ def test_the_joint_loss_is_its_two_parts_without_padding_and_marks():
     torch.testing.assert_close(training.joint_loss(model, features, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_batches_come_again_with_their_generator_and_are_no_longer_than_they_need_be():
+def test_batches_come_again_with_their_draws_and_are_no_longer_than_they_need_be():
     draw = training.Batches(spoken_tones(), training.new_processor(), 4)
     frames = set()
-    for seed in range(20):
-        features, ids = draw(torch.Generator().manual_seed(seed))
-        again, _ = draw(torch.Generator().manual_seed(seed))
+    for step in range(20):
+        features, ids = draw(Draws(0, range(4 * step, 4 * step + 4), step))
+        again, _ = draw(Draws(0, range(4 * step, 4 * step + 4), step))
         assert torch.equal(features, again) and len(features) == len(ids) == 4
         assert features.shape[2] % 2 == 0
         frames.add(features.shape[2])
     assert max(frames) <= training.WINDOW * RATE // training.HOP and len(frames) > 5
+
+
+def test_an_utterance_is_heard_in_the_same_way_in_every_share_of_its_batch(monkeypatch):
+    monkeypatch.setattr(training, "masked", lambda features, draws: features)  # stripes are as wide as the padding lets
+    draw = training.Batches(spoken_tones(), training.new_processor(), 4)
+    for step in range(5):
+        numbers = range(4 * step, 4 * step + 4)
+        features, ids = draw(Draws(0, numbers, step))
+        for place, number in enumerate(numbers):
+            alone, own = draw(Draws(0, [number], step))
+            assert torch.equal(ids[place][ids[place] != training.END], own[0][own[0] != training.END])
+            frames = alone.shape[2] - 4  # the last ones see the padding
+            torch.testing.assert_close(features[place, :, :frames], alone[0, :, :frames], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 5.2])
@@ -215,7 +229,7 @@ def test_words_in_any_order_are_taken_more_often():
 
 def test_masks_hide_stripes_and_leave_the_rest():
     features = torch.randn(6, training.BANDS, 100)
-    masked = training.masked(features, torch.Generator().manual_seed(0))
+    masked = training.masked(features, Draws(0, range(6), 0))
     changed = masked != features
     rows, columns = changed.all(dim=2).sum(dim=1), changed.all(dim=1).sum(dim=1)
     assert (rows <= training.BANDS // 4).all() and (columns <= 16).all() and rows.sum() > 0 and columns.sum() > 0

@@ -16,7 +16,7 @@ from context_diffusion.scenes.judge import shrink
 
 from .clip import normalize
 from .data import CACHE, pictures, to_tensor
-from .machine import bf16_pays, device
+from .machine import autocast, device
 from .tokenizer import token_ids
 
 BATCH = 64
@@ -67,7 +67,7 @@ def _batches(pixels: np.ndarray, what: str):
 def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
     vae = AutoencoderKL.from_pretrained(parts / "vae").to(device(), torch.float32)
     made = []
-    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
+    with autocast():
         for pixels in _batches(arrays["pixels"], "latents"):
             latents = vae.encode(to_tensor(pixels).to(device())).latent_dist.mean * vae.config.scaling_factor
             made.append(latents.half().cpu())
@@ -80,7 +80,7 @@ def _clip_features(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
     image_encoder = CLIPVisionModel.from_pretrained(parts / "image_encoder").to(device(), torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
     projector, pooled, statistics = ContextProjector(), [], []
-    with torch.autocast(device().type, torch.bfloat16, enabled=bf16_pays()):
+    with autocast():
         for pixels in _batches(arrays["pixels"], "context features"):
             normalized, removed = normalize(torch.from_numpy(shrink(pixels)))
             seen = image_encoder(normalized.to(device())).last_hidden_state[:, 1:]

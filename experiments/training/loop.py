@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from context_diffusion.files import ROOT
 
 from .draws import Draws
-from .machine import bf16_pays, processes
+from .machine import autocast, processes
 from .recipe import Recipe
 from .run import EVERY, Run
 
@@ -81,7 +81,7 @@ def train(
     def keep() -> None:
         if accelerator.is_main_process:
             if held_out and not stopped:
-                with torch.no_grad(), accelerator.autocast():
+                with torch.no_grad(), autocast(recipe.mixed_precision):
                     run.held_out = list(held_out(run.average))
             run.write()
             if save:
@@ -103,6 +103,8 @@ def train(
                 run.note()
         if kept != run.step:
             keep()
+        if accelerator.is_main_process:
+            run.draw_curve()
     accelerator.wait_for_everyone()
     if stopped:
         raise KeyboardInterrupt(f"{name}: stopped at step {run.step}; the same call goes on from there.")
@@ -110,15 +112,15 @@ def train(
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:
-    """The processes of a run, in the recipe's precision; raises ``ValueError`` where they cannot share its batch."""
-    state, precision = processes(), recipe.mixed_precision
+    """The processes of a run; raises ``ValueError`` where they cannot share the recipe's batch."""
+    state = processes()
     if recipe.batch_size % (recipe.accumulate * state.num_processes):
         raise ValueError(
             f"A batch of {recipe.batch_size} cannot be divided among {recipe.accumulate} passes of "
             f"{state.num_processes} processes; take a multiple of {recipe.accumulate * state.num_processes}."
         )
     return Accelerator(
-        mixed_precision=("bf16" if bf16_pays() else "no") if precision == "auto" else precision,
+        mixed_precision="no",  # accelerate's own switch is one for the whole process; see `autocast`
         cpu=state.device.type == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a loss may leave some out
     )
@@ -157,7 +159,8 @@ def _add_gradients(objective: nn.Module, accelerator: Accelerator, recipe: Recip
         draws = Draws(recipe.seed, range(place * share, (place + 1) * share), step)
         waits = part + 1 < recipe.accumulate  # the processes add up their gradients in the last pass only
         with accelerator.no_sync(objective) if waits else nullcontext():
-            value = objective(draws)
+            with autocast(recipe.mixed_precision):
+                value = objective(draws)
             accelerator.backward(value / recipe.accumulate)
         total += value.item() / recipe.accumulate
     return total

@@ -1,4 +1,4 @@
-"""The machine that a run is on: its processes, its device, and whether bf16 pays there."""
+"""The machine that a run is on: its processes, its device, and its precision."""
 
 from datetime import timedelta
 
@@ -16,6 +16,12 @@ def processes() -> PartialState:
 def device() -> torch.device:
     """Name the GPU of this process, or the CPU where there is none."""
     return processes().device
+
+
+def autocast(mixed_precision: str = "auto") -> torch.autocast:
+    """Products in bf16 ("bf16"), in fp32 ("no"), or in whichever is faster here ("auto")."""
+    enabled = mixed_precision == "bf16" or (mixed_precision == "auto" and bf16_pays())
+    return torch.autocast(device().type, torch.bfloat16, enabled=enabled)
 
 
 def bf16_pays() -> bool:

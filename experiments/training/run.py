@@ -65,7 +65,7 @@ class Run:
             setattr(self, field, state.get(field, getattr(self, field)))
 
     def write(self) -> None:
-        """Write the checkpoint, whole, and with it the record: ``NAME.json`` and its picture."""
+        """Write the checkpoint, whole, and with it the record, ``NAME.json``."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -75,7 +75,8 @@ class Run:
         }
         with written_whole(self.file) as temporary:
             torch.save(state, temporary)
-        self._write_record()
+        with written_whole(self.folder / f"{self.name}.json") as temporary:
+            temporary.write_text(json.dumps(self.record(), indent=1) + "\n")
 
     def spent(self) -> float:
         """Minutes that count towards ``recipe.minutes``: of the whole run for a cosine, otherwise of this call."""
@@ -122,25 +123,31 @@ class Run:
             f"{speed:.0f} samples a second, {left:.0f} minutes left"
         )
 
-    def _write_record(self) -> None:
-        from matplotlib.figure import Figure
-
+    def record(self) -> dict:
+        """The recipe, the time it took, the loss of each hundredth of the run, and its forerunners."""
         every = max(1, len(self.losses) // 100)
         parts = [self.losses[first : first + every] for first in range(0, len(self.losses), every)]
-        record = {
-            "recipe": {key: value for key, value in asdict(self.recipe).items() if value != math.inf},
+        settings = {key: value for key, value in asdict(self.recipe).items() if value != math.inf}
+        if self.recipe.start:  # in words that hold on any machine
+            start = Path(self.recipe.start).resolve()
+            settings["start"] = str(start.relative_to(ROOT)) if start.is_relative_to(ROOT) else start.name
+        return {
+            "recipe": settings,
             "steps_done": self.step,
             "minutes": round(self.seconds / 60, 1),
             "every": every,
             "loss": [round(sum(part) / len(part), 5) for part in parts],
             "earlier": self.earlier,
         }
-        with written_whole(self.folder / f"{self.name}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+    def draw_curve(self) -> None:
+        """Draw ``NAME.png``, the record's losses one run after another."""
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(5, 3), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="loss", title=self.name, yscale="log")
         start = 0
-        for run in (*self.earlier, record):
+        for run in (*self.earlier, self.record()):
             axes.plot([start + i * run["every"] for i in range(len(run["loss"]))], run["loss"])
             start += run["steps_done"]
         with written_whole(self.folder / f"{self.name}.png") as temporary:
