@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.evaluation.papers.units import Results, Unit, work
 from experiments.evaluation.report import Report
+from experiments.evaluation.results import Results, Unit
+from experiments.evaluation.units import work
 
 
 class Counting:

@@ -1,6 +1,5 @@
 """Scores, unseen scenes, sheets and reports of the evaluation."""
 
-import argparse
 import json
 import math
 import sys
@@ -16,10 +15,10 @@ from context_diffusion.control import canny_map
 from context_diffusion.metrics import Estimate, estimate_rate
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, TinyScenes
 from context_diffusion.scenes.judge import Judge
-from experiments.evaluation import domain, offline, unseen
+from experiments.evaluation import domain, harness, unseen
 from experiments.evaluation.accuracy import accuracy
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.context import estimate_ratio, palette_ratio
+from experiments.evaluation.context_palettes import estimate_ratio, palette_ratio
 from experiments.evaluation.reconstruction import columns_by_style, psnr, reconstruct
 from experiments.evaluation.report import Report
 from experiments.evaluation.sheets import GAP, labelled_sheet, save_sheet
@@ -199,16 +198,17 @@ def test_a_report_writes_every_number_and_says_which_aims_are_met(tmp_path):
 
 
 def test_missing_weights_stop_one_protocol_and_write_nothing(tmp_path, capsys):
-    assert not offline.run("text", Bench(scenes_folder(), quick=True), tmp_path)
+    assert not harness.run("text", Bench(scenes_folder(), quick=True), tmp_path)
     assert "text: not run. There is no judge" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_only_takes_known_names_in_the_order_of_the_protocols():
-    assert offline.chosen("speed, clip") == ("clip", "speed")
-    with pytest.raises(argparse.ArgumentTypeError, match="memory is none of them"):
-        offline.chosen("clip,memory")
-    assert offline.build_parser().parse_args([]).only == offline.PROTOCOLS
+def test_names_and_groups_are_taken_in_the_order_of_the_protocols():
+    assert harness.chosen(["speed", "control", "clip", "speed"]) == ("clip", "speed", "control")
+    assert harness.chosen(["papers", "clip"]) == ("clip", *harness.PAPERS)
+    assert harness.chosen(["offline"]) == tuple(harness.OFFLINE)
+    with pytest.raises(ValueError, match="There is no protocol 'memory'"):
+        harness.chosen(["clip", "memory"])
 
 
 def test_peak_memory_is_that_of_the_command():

@@ -1,4 +1,4 @@
-"""The protocol from speech and photograph to picture: its runs, its orders, and what it counts."""
+"""The protocol from speech and photograph to picture: its runs, its requests, and what it counts."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -11,10 +11,11 @@ from context_diffusion.fusion import Description, speech
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES
 from context_diffusion.scenes.judge import Judge
-from experiments.evaluation import fusion, offline
+from experiments.evaluation import harness
+from experiments.evaluation import microphone_and_camera as fusion
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.fusion import CONDITIONS, SENTENCE, draw_run, fused, orders
-from experiments.evaluation.speech import AROUND
+from experiments.evaluation.microphone_and_camera import CONDITIONS, SENTENCE, draw_run, fused, requests
+from experiments.evaluation.transcripts import AROUND
 from experiments.training.speech_data import UNSEEN
 
 RUNS = [draw_run(number) for number in range(50)]
@@ -30,20 +31,22 @@ def test_each_style_meets_five_voices_and_each_voice_five_styles_and_none_repeat
     assert len({one.utterance.speed for one in RUNS}) > 10
 
 
-def test_orders_differ_in_words_and_context_alone():
+def test_requests_differ_in_words_and_context_alone():
     styles = [Description(f"{one.style} style", 0.8) for one in RUNS[:3]]
     mistaken = Description("a goat by the sea", 0.6)
-    made = {c.name: orders(c, RUNS[:3], [HEARD, mistaken, HEARD], styles) for c in CONDITIONS}
-    assert all([order.seed for order in row] == [0, 1, 2] for row in made.values())
-    assert [order.prompt for order in made["speech, photograph"]] == [SENTENCE, "a goat by the sea", SENTENCE]
-    assert [order.prompt for order in made["typed, photograph"]] == [SENTENCE] * 3
-    assert [order.prompt for order in made["speech, style word alone"]][:2] == [
+    made = {c.name: requests(c, RUNS[:3], [HEARD, mistaken, HEARD], styles) for c in CONDITIONS}
+    assert all([request.seed for request in row] == [0, 1, 2] for row in made.values())
+    assert [request.prompt for request in made["speech, photograph"]] == [SENTENCE, "a goat by the sea", SENTENCE]
+    assert [request.prompt for request in made["typed, photograph"]] == [SENTENCE] * 3
+    assert [request.prompt for request in made["speech, style word alone"]][:2] == [
         "a boat by the sea, flat style", "a goat by the sea, line art style"
     ]  # fmt: skip
-    assert made["speech, the picture itself"][1].contexts == (RUNS[1].picture,)
+    assert made["speech, the picture itself"][1].context_images == (RUNS[1].picture,)
     for name in ("speech, photograph", "speech, photograph, its style word", "typed, photograph"):
-        assert [order.contexts for order in made[name]] == [(one.photograph,) for one in RUNS[:3]]
-    assert {order.contexts for name in ("speech alone", "speech, style word alone") for order in made[name]} == {()}
+        assert [request.context_images for request in made[name]] == [(one.photograph,) for one in RUNS[:3]]
+    assert {
+        request.context_images for name in ("speech alone", "speech, style word alone") for request in made[name]
+    } == {()}
 
 
 def test_where_nothing_is_heard_the_photograph_is_left():
@@ -60,13 +63,13 @@ class Reader(torch.nn.Module):
         return SimpleNamespace(logits=torch.cat(heads, dim=1))
 
 
-def draw(made, label):
+def draw(made):
     """A model that takes the style from a word, else from a context if its seed is not 3, else draws flat."""
     pictures = []
-    for order in made:
-        named = [style for style in STYLES if f"{style} style" in order.prompt]
-        lent = STYLES[order.seed] if order.contexts and order.seed != 3 else "flat"
-        thing = OBJECTS.index("boat" if "boat" in order.prompt else "cat")
+    for request in made:
+        named = [style for style in STYLES if f"{style} style" in request.prompt]
+        lent = STYLES[request.seed] if request.context_images and request.seed != 3 else "flat"
+        thing = OBJECTS.index("boat" if "boat" in request.prompt else "cat")
         pictures.append(Image.new("RGB", (128, 128), (20 * thing, 0, 20 * STYLES.index([*named, lent][0]))))
     return pictures
 
@@ -115,6 +118,6 @@ def test_the_protocol_counts_what_the_judge_sees(monkeypatch):
 
 def test_the_protocol_is_skipped_with_a_sentence_where_something_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(speech.TRANSCRIBERS, "tiny-fusion", str(tmp_path / "none"))
-    assert "fusion" in offline.PROTOCOLS
-    assert not offline.run("fusion", Bench(quick=True), tmp_path)
+    assert "fusion" in harness.OFFLINE
+    assert not harness.run("fusion", Bench(quick=True), tmp_path)
     assert "fusion: not run. The offline transcriber is not at" in capsys.readouterr().out

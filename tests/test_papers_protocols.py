@@ -1,7 +1,6 @@
 """What the papers' protocols draw and measure: the same noise under every setting, truth where it is known."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from worlds import scenes_folder
 from context_diffusion.metrics import estimate_mean, palette_distances
 from context_diffusion.scenes import OBJECTS, STYLES
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.papers import blends, contexts, references, sets, worlds
+from experiments.evaluation.papers import blends, mixtures, references, sets, three_settings
 from experiments.evaluation.papers.prompts import PromptSet
-from experiments.evaluation.papers.units import Results, Unit
+from experiments.evaluation.results import Results, Unit
 
 PROMPTS = (PromptSet("flat", ("a cat", "a boat")), PromptSet("neon", ("a house", "a fish")))
 
@@ -67,7 +66,7 @@ def test_no_reference_lends_an_object_that_is_asked_for(index):
     nouns = [text.split()[-1] for text in references.others(index)]
     assert len(set(nouns)) == references.PICTURES and drawn.scene.object not in nouns
     assert drawn.style.name == style == STYLES[index % 10]
-    mixed = worlds.mixture(index)
+    mixed = mixtures.mixture(index)
     assert len({one.style.name for one in mixed.references}) == len({one.style.family for one in mixed.references}) == 3
     assert len({one.scene.object for one in mixed.references} | set(mixed.things)) == 6
 
@@ -91,15 +90,15 @@ def test_perfect_obedience_has_slope_one_and_no_misfit():
     for index, (name, (_, weights, _)) in itertools.product(range(3), blends.SETTINGS.items()):
         scores[Unit(name, index)] = {}
         blends.add_shares(scores[Unit(name, index)], "CLIP", weights, weights)
-    results = Results(scores, Path())
+    results = Results(scores, list)
     np.testing.assert_allclose(blends.slopes_of(results, "attention", "CLIP", 3), 1)
     assert {value for name in blends.SETTINGS for value in results.values(name, "misfit, CLIP")[0]} == {0.0}
 
 
 def test_a_picture_in_one_style_has_all_of_its_share():
     for which in range(3):
-        picture = worlds.mixture(0).references[which].image
-        shares = worlds.palette_shares(picture, 0, 3)
+        picture = mixtures.mixture(0).references[which].image
+        shares = mixtures.palette_shares(picture, 0, 3)
         assert shares[which] > 0.999 and sum(shares) == pytest.approx(1)
 
 
@@ -110,31 +109,31 @@ def test_blends_at_the_ends_are_their_one_reference(bench):
 
 
 def test_the_three_settings_share_query_seed_and_contexts():
-    case = contexts.case_of(contexts.IN, 7)
+    case = three_settings.case_of(three_settings.IN, 7)
     assert case.thing == OBJECTS[7] and case.prompt == f"a {OBJECTS[7]}, {STYLES[7]} style"
-    assert len(case.contexts) == max(contexts.SHOTS)
-    assert contexts.parsed("C+P, 3 contexts, in domain") == ("C+P", "in domain", 3)
-    assert contexts.parsed("P, out of domain") == ("P", "out of domain", 0)
-    names = contexts.names(contexts.IN)
-    assert len(set(names)) == 5 and all(contexts.parsed(name)[1] == contexts.IN for name in names)
+    assert len(case.contexts) == max(three_settings.SHOTS)
+    assert three_settings.parsed("C+P, 3 contexts, in domain") == ("C+P", "in domain", 3)
+    assert three_settings.parsed("P, out of domain") == ("P", "out of domain", 0)
+    names = three_settings.names(three_settings.IN)
+    assert len(set(names)) == 5 and all(three_settings.parsed(name)[1] == three_settings.IN for name in names)
 
 
 def test_settings_differ_in_prompt_and_contexts_alone():
     asked = []
 
     class Recording(Bench):
-        def draw(self, orders, label, model=None):
-            asked.extend(orders)
+        def draw(self, requests, model=None, *, progress=True):
+            asked.extend(requests)
             return []
 
-    protocol = contexts.ContextSettings(Recording(scenes_folder()), count=1)
-    for setting in contexts.names(contexts.IN):
+    protocol = three_settings.ContextSettings(Recording(scenes_folder()), count=1)
+    for setting in three_settings.names(three_settings.IN):
         protocol.draw(Unit(setting, 0))
-    assert [(bool(o.prompt), len(o.contexts)) for o in asked] == [
+    assert [(bool(one.prompt), len(one.context_images)) for one in asked] == [
         (True, 1),
         (False, 1),
         (True, 3),
         (False, 3),
         (True, 0),
     ]
-    assert len({id(o.query) for o in asked}) == len({o.seed for o in asked}) == len({o.layout for o in asked}) == 1
+    assert len({id(one.query_image) for one in asked}) == len({(one.seed, one.layout) for one in asked}) == 1

@@ -9,10 +9,10 @@ import pytest
 
 from context_diffusion.metrics import Estimate
 from context_diffusion.scenes import OBJECTS, STYLES
-from experiments.evaluation.papers.__main__ import main
-from experiments.evaluation.papers.claims import Claim
+from experiments.evaluation.claims import Claim
+from experiments.evaluation.harness import main
 from experiments.evaluation.papers.prompts import load_prompts
-from experiments.evaluation.papers.tables import Published, Table, escaped, published
+from experiments.evaluation.tables import Published, Table, escaped, published
 
 E = Estimate(0.5, 0.1, 0.3, 0.7, 60)
 TABLE = Table(
@@ -72,7 +72,7 @@ def test_an_unknown_list_names_the_near_one():
 
 def test_markdown_has_the_published_column_beside_ours():
     lines = TABLE.markdown().splitlines()
-    assert lines[2] == "|  | DINO (more is better) | DINO, published | leakage (less is better) |"
+    assert lines[2] == "|  | DINO (higher is better) | DINO, published | leakage (lower is better) |"
     assert lines[4] == "| plain | 0.500 [0.300, 0.700] | 0.51 ± 0.14 |  |"
     assert lines[-1] == "Published: a paper. Compare orders, not numbers."
 
@@ -99,13 +99,13 @@ def test_latex_is_balanced_and_guards_what_it_would_read_as_commands():
 
 
 def test_published_numbers_stand_under_rows_and_scores_of_ours():
-    from experiments.evaluation.papers import blends, contexts, sets
+    from experiments.evaluation.papers import blends, sets, three_settings
 
     assert set(published("style-sets").numbers) <= set(sets.SETTINGS)
     assert {score for row in published("style-sets").numbers.values() for score in row} <= set(sets.SCORES)
     assert set(published("blends").numbers) <= set(blends.SETTINGS)
     for domain_row in published("settings").numbers:
-        assert domain_row in contexts.names(contexts.IN)
+        assert domain_row in three_settings.names(three_settings.IN)
     assert published("nothing").numbers == {}
 
 
@@ -135,7 +135,13 @@ def test_a_side_is_one_of_four():
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["sets"], "no protocol is named sets"), (["--seeds", "0"], "--seeds is at least 1")],
+    [
+        (["sets"], "There is no protocol 'sets'; there are offline, papers, reconstruction, "),
+        (["style-set"], "did you mean 'style-sets'"),
+        (["papers", "--seeds", "0"], "--seeds is at least 1"),
+        (["papers", "--batch-size", "0"], "--batch-size is at least 1"),
+        (["papers", "--model", "sd-15"], "There is no model 'sd-15'"),
+    ],
 )
 def test_the_command_line_refuses_in_a_sentence(arguments, sentence, capsys):
     with pytest.raises(SystemExit):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from counting_protocol import Counting
 
-from experiments.evaluation.papers.units import Unit, digest, place, share_of_process, work
+from experiments.evaluation.results import Unit
+from experiments.evaluation.units import digest, place, share_of_process, work
 
 SCRIPT = Path(__file__).with_name("counting_protocol.py")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.evaluation.papers.units import Results, Unit
 from experiments.evaluation.recorded import recorded_scores
+from experiments.evaluation.results import Results, Unit
 
 UNITS = [Unit(setting, index, seed) for seed in (0, 1) for index in (3, 1, 2) for setting in ("plain", "up, only")]
 
@@ -16,7 +16,7 @@ def written(folder, units=UNITS):
         scores[unit] = {"DINO": [number + 0.25, number + 0.5]}
         if unit.setting == "plain":
             scores[unit]["leakage"] = [0.0, 1.0]
-    (folder / "style-sets-units.csv").write_text(Results(scores, folder).csv(), encoding="utf-8")
+    (folder / "style-sets-units.csv").write_text(Results(scores, list).csv(), encoding="utf-8")
     return scores
 
 
@@ -41,7 +41,7 @@ def test_a_grid_with_a_hole_is_refused(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"experiments.evaluation.papers style-sets"):
+    with pytest.raises(FileNotFoundError, match=r"experiments.evaluation style-sets"):
         recorded_scores("DINO", folder=tmp_path)
     written(tmp_path)
     with pytest.raises(ValueError, match="no score 'FID'; it has DINO, leakage"):

@@ -1,5 +1,6 @@
 """Random model folders with the structure of the offline one, small enough to build in a test."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -20,11 +21,14 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTModel,
 )
 
 from context_diffusion.context.projector import ContextProjector
+from context_diffusion.scenes.judge import HEADS
 
 LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -89,6 +93,21 @@ def scenes_folder() -> Path:
         random_depth().save_pretrained(folder / "depth")
         vit = ViTModel(ViTConfig(**LAYERS, image_size=32, patch_size=8), add_pooling_layer=False)
         vit.save_pretrained(folder / "dino")
+    return folder
+
+
+@cache
+def judged_folder() -> Path:
+    """The same folder with a random judge in it: all that the protocols ask for."""
+    folder = Path(mkdtemp(prefix="worlds-"))
+    shutil.copytree(scenes_folder(), folder, dirs_exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        config = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
+            num_labels=sum(map(len, HEADS.values())),
+        )  # fmt: skip
+        ResNetForImageClassification(config).eval().save_pretrained(folder / "judge")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""How often the judge agrees."""
+"""How often a classifier is right."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def accuracy(
     sets: Sequence[object] | None = None,
     among: Bool[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """Share of right answers with Wilson's interval, of all pictures or of those ``among`` which it is asked."""
+    """The share of right answers, with Wilson's interval: of all pictures, or of those that ``among`` marks."""
     right = seen == np.asarray(wanted)
     labels = None if sets is None else np.asarray(sets)
     if among is not None:

@@ -1,55 +1,95 @@
-"""What the protocols share: the model and those who score it, each loaded when it is first asked for."""
+"""What all protocols share: the model under test, the networks that score it, and how much was asked for."""
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from context_diffusion.checkpoints import DEFAULT, MODELS, find_model
+from context_diffusion.checkpoints import DEFAULT, find_model, find_part
+from context_diffusion.context.contexts import Contexts
 from context_diffusion.context.model import ContextDiffusion
+from context_diffusion.context.request import Request
 from context_diffusion.control import DepthEstimator
 from context_diffusion.encoders import TransformersEncoder, load_encoder
+from context_diffusion.files import ROOT
 from context_diffusion.pipelines import load_pipeline
 from context_diffusion.scenes.judge import Judge
 
-from .drawing import STEPS, Order, draw
-
 
 class Bench:
-    """The model under test: a name of the table or a folder in the layout of ``tiny-scenes``.
+    """The model under test: a name of the table, a folder, or a repository id; each part is loaded when first used.
 
-    ``quick`` takes the least numbers that prove a protocol runs. A part that is not there yet raises
-    ``FileNotFoundError`` with the command that makes it, before anything is drawn.
+    Args:
+        name: the model, as :func:`context_diffusion.checkpoints.find_model` takes it.
+        quick: take the smallest numbers that prove that a protocol runs.
+        limit: of the papers' protocols, take the first few sets, references, mixtures or queries only.
+        seeds: of style sets, seeds of each set.
+        prompts: of style sets, a list of prompts by name or path; by default the model's own.
+        steps: sampling steps of every picture; by default the model's own.
+        batch_size: pictures drawn at once.
+        work: folder in which pictures and scores are kept as they are made.
+
+    Raises ``ValueError`` or ``FileNotFoundError`` for a model that is not there.
     """
 
     def __init__(
-        self, name: str | Path = DEFAULT, *, quick: bool = False, batch_size: int = 16, steps: int = STEPS
+        self,
+        name: str | Path = DEFAULT,
+        *,
+        quick: bool = False,
+        limit: int | None = None,
+        seeds: int = 3,
+        prompts: str | None = None,
+        steps: int | None = None,
+        batch_size: int = 16,
+        work: Path = ROOT / "build" / "evaluation",
     ) -> None:
-        self.name, self.quick, self.batch_size, self.steps = str(name), quick, batch_size, steps
-        self.folder = Path(MODELS[self.name].location if self.name in MODELS else name)
+        self.name, self.row = str(name), find_model(name)
+        self.quick, self.limit, self.seeds, self.prompts = quick, limit, seeds, prompts
+        self.steps, self.batch_size, self.work = steps or self.row.steps, batch_size, work
 
     def count(self, full: int, quick: int) -> int:
         """How many to take."""
         return quick if self.quick else full
 
-    def has(self, part: str) -> bool:
-        """Say whether a part has been trained and saved."""
-        return (self.folder / part / "config.json").is_file()
+    def first(self, full: int, quick: int) -> int:
+        """How many to take of what ``limit`` counts."""
+        return self.limit or self.count(full, quick)
 
-    def part(self, part: str) -> Path:
-        """Find the folder of a part, or raise ``FileNotFoundError``."""
-        if not self.has(part):
-            raise FileNotFoundError(f"There is no {part} in {self.folder.name}; `make train` builds it.")
-        return self.folder / part
+    def has(self, part: str) -> bool:
+        """Say whether the model has a part: in its folder, or at the place that the table names."""
+        return find_part(self.row, part) is not None
+
+    def need(self, *parts: str) -> None:
+        """Raise ``FileNotFoundError`` unless the model has every part, or one of those joined by " or "."""
+        missing = [part for part in parts if not any(self.has(one) for one in part.split(" or "))]
+        if missing:
+            raise FileNotFoundError(
+                f"There is no {' and no '.join(missing)} beside {self.name}, as a folder such as `make train` builds "
+                f"for {DEFAULT}."
+            )
+
+    def part(self, part: str) -> str:
+        """Say where a part is, a folder or a repository id; raise ``FileNotFoundError`` where there is none."""
+        self.need(part)
+        return find_part(self.row, part)
 
     @cached_property
     def model(self) -> ContextDiffusion:
-        """The whole thing: query + contexts + prompt -> picture."""
-        for part in ("vae", "text_encoder", "unet", "image_encoder", "context_projector"):
-            self.part(part)
-        return ContextDiffusion.from_pretrained(self.name)
+        """Query + contexts + prompt -> picture.
+
+        Raises ``FileNotFoundError`` where the model would make do with less than the table promises: a measurement
+        takes no fallback.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*Until then", UserWarning)
+            try:
+                return ContextDiffusion.from_pretrained(self.name)
+            except UserWarning as warning:
+                raise FileNotFoundError(str(warning)) from None
 
     @cached_property
     def pipe(self):
@@ -58,37 +98,39 @@ class Bench:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    @property
-    def guidance(self) -> float:
-        """The guidance scale that the table gives the model."""
-        return find_model(self.name).guidance_scale
+    @cached_property
+    def without_contexts(self) -> ContextDiffusion:
+        """Query + prompt -> picture, on the parts of the plain pipeline."""
+        return ContextDiffusion(self.pipe, self.row, Contexts())
 
-    def sample(
-        self, prompts: Sequence[str], generators: Sequence[torch.Generator], guidance: float | None = None
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Steps and guidance scale, as a diffusers pipeline takes them."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.row.guidance_scale}
+
+    def draw(
+        self, requests: Sequence[Request], model: ContextDiffusion | None = None, *, progress: bool = True
     ) -> list[Image.Image]:
-        """Draw one picture for each prompt by the plain pipeline, each from the noise of its own generator."""
-        scale = self.guidance if guidance is None else guidance
-        steps = {"num_inference_steps": self.steps, "guidance_scale": scale}
-        return self.pipe(list(prompts), generator=list(generators), **steps).images
+        """Draw with the model under test, or with another one built from its parts, in the steps asked for."""
+        asked = [replace(request, num_inference_steps=self.steps) for request in requests]
+        return (model or self.model).draw(asked, batch_size=self.batch_size, progress=progress)
 
     @cached_property
-    def encoder(self) -> TransformersEncoder:
+    def clip(self) -> TransformersEncoder:
         """CLIP's two towers."""
-        self.part("clip")
         return load_encoder("clip", self.name)
 
     @cached_property
+    def dino(self) -> TransformersEncoder:
+        """An encoder of pictures alone, trained without labels."""
+        return load_encoder("dino", self.name)
+
+    @cached_property
     def judge(self) -> Judge:
-        """The classifier that scores generated pictures."""
+        """The classifier of scenes; only a model of the offline world has one."""
         return Judge.from_pretrained(self.part("judge"))
 
     @cached_property
     def depth(self) -> DepthEstimator:
         """The depth estimator."""
         return DepthEstimator.from_pretrained(self.part("depth"))
-
-    def draw(
-        self, orders: Sequence[Order], label: str | None, model: ContextDiffusion | None = None
-    ) -> list[Image.Image]:
-        """Draw with the model under test, or with another one built from its parts; no label, no progress bar."""
-        return draw(model or self.model, orders, steps=self.steps, batch_size=self.batch_size, label=label)

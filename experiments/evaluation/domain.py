@@ -1,6 +1,6 @@
 """Queries from outside the world: sample photographs of scikit-image, and drawings made by hand with Pillow.
 
-Nothing is picked: every query that is listed is shown with four consecutive seeds.
+Nothing is cherry-picked: every query listed is shown with four consecutive seeds.
 """
 
 from collections.abc import Callable
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from context_diffusion.context.request import Request
 from context_diffusion.control import canny_map, control_image
 from context_diffusion.images import load_image, resize
-from context_diffusion.metrics import edge_f1
+from context_diffusion.metrics import estimate_mean
 from context_diffusion.scenes import SIZE, STYLES
 
 from .accuracy import accuracy
 from .bench import Bench
-from .drawing import Order
-from .layout import THRESHOLDS
+from .edges_and_depth import edges_kept
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import DOMAIN, unseen_group
 
 SEEDS = range(4)
 CONTEXTS = 3
-PHOTOGRAPHS = {  # name in skimage.data -> what the prompt says; nothing where the model has no word for it
+PHOTOGRAPHS = {  # name in skimage.data -> what the prompt says, if the model has a word for it
     "chelsea": "a cat", "coffee": "a cup", "rocket": "a rocket", "astronaut": "", "camera": "",
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ class Query:
 
 
 def photographs() -> list[Query]:
-    """Read the photographs that ship inside scikit-image; nothing is downloaded."""
+    """Read the photographs that ship with scikit-image; nothing is downloaded."""
     try:
         from skimage import data
     except ModuleNotFoundError as error:
@@ -97,7 +97,7 @@ DRAWINGS: dict[str, tuple[Callable, str]] = {
 
 
 def drawings() -> list[Query]:
-    """Draw the hand-made ones at 512 pixels and shrink them."""
+    """Draw those made by hand, at 512 pixels, and shrink them."""
     made = []
     for name, (strokes, prompt) in DRAWINGS.items():
         canvas = Image.new("RGB", (512, 512), "white")
@@ -107,24 +107,23 @@ def drawings() -> list[Query]:
 
 
 def run(bench: Bench) -> Report:
-    """Draw every query four times in a style of its own, and say how well its edges are kept."""
-    bench.part("controlnet-canny")
+    """Draw every query four times in a style of its own, and measure how well its edges are kept."""
+    bench.need("controlnet-canny", "context_projector or ip-adapter", "judge")
     queries = photographs() + drawings()
     styles = [STYLES[i % len(STYLES)] for i in range(len(queries))]
     groups = [unseen_group(DOMAIN + i, style, CONTEXTS) for i, style in enumerate(styles)]
     contexts = [tuple(one.image for one in group) for group in groups]
     seeds = SEEDS[: bench.count(len(SEEDS), 1)]
-    orders = [
-        Order(one.prompt, contexts[i], one.image, "canny", seed) for i, one in enumerate(queries) for seed in seeds
-    ]
-    pictures = bench.draw(orders, "out of domain")
+    pictures = bench.draw([
+        Request(one.image, contexts[i], one.prompt, layout="canny", seed=seed)
+        for i, one in enumerate(queries) for seed in seeds
+    ])  # fmt: skip
     report = Report(notes=[f"{len(queries)} queries x {len(seeds)} consecutive seeds; the query is the unit"])
     names = [one.name for one in queries for _ in seeds]
     split = len(PHOTOGRAPHS) * len(seeds)
     for kind, part in (("photographs", slice(0, split)), ("drawings", slice(split, None))):
         targets = [one.image for one in queries for _ in seeds][part]
-        score = edge_f1(pictures[part], targets, thresholds=THRESHOLDS, sets=names[part])
-        report.add(f"edge F1, {kind}", score)
+        report.add(f"edge F1, {kind}", estimate_mean(edges_kept(pictures[part], targets), names[part]))
     wanted = [STYLES.index(style) for style in styles for _ in seeds]
     report.add("style accuracy (the contexts' style)", accuracy(bench.judge(pictures)["style"], wanted, names))
     rows = {}

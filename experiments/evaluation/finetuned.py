@@ -1,8 +1,8 @@
 """An eleventh style: does a LoRA on two dozen linocuts bring it to objects and layouts that were not among them?
 
 No training saw a linocut: lines and stripes cut out of a dark sheet that lies on coloured paper. The same prompts and
-seeds are drawn before and after fine-tuning, and scored against unseen linocuts; the judge knows ten styles and has
-never seen this one, so what it says of real linocuts stands beside what it says of drawn ones.
+seeds are drawn before and after fine-tuning, and scored against unseen linocuts. The judge knows ten styles and never
+saw this one, so its answers on real linocuts are reported next to those on drawn ones.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from context_diffusion.encoders import load_encoder
+from context_diffusion.context.request import Request
 from context_diffusion.images import load_image, save_image, to_tensor
 from context_diffusion.metrics import (
     estimate_difference,
@@ -27,7 +27,6 @@ from context_diffusion.scenes.vocabulary import article
 
 from .accuracy import accuracy
 from .bench import Bench
-from .drawing import Order
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import FINETUNED, seed_of
@@ -38,7 +37,7 @@ RECIPE = {"steps": 600, "batch_size": 8, "learning_rate": 2e-3}
 
 
 def linocut(drawn: Rendering, ink: Sequence[float] = INK, paper: Sequence[float] = PAPER) -> Float[np.ndarray, "h w 3"]:
-    """Cut a flat scene out of a sheet of ink: the object away, what is behind it in stripes, outlines the reverse."""
+    """Cut a flat scene out of a sheet of ink: the object cut away, what is behind it in stripes, outlines reversed."""
     y, x = np.mgrid[:SIZE, :SIZE]
     stripes = (x + y) % 10 < 4
     cut = np.where(drawn.segments == 3, 1.0, np.where(drawn.segments == 2, stripes, 0.0))
@@ -48,7 +47,7 @@ def linocut(drawn: Rendering, ink: Sequence[float] = INK, paper: Sequence[float]
 
 
 def flat_scenes(first: int, objects: Sequence[str]) -> list[Rendering]:
-    """Draw unseen flat scenes of the given objects, all in one palette, whose contrasts a linocut goes by."""
+    """Draw unseen flat scenes of the given objects, all in one palette: a linocut follows their contrasts."""
     style = Style.draw(4, name="flat")
     seeds = [seed_of(FINETUNED + first + number) for number in range(len(objects))]
     return [render(Scene.draw(seed, object=name), style, seed) for seed, name in zip(seeds, objects, strict=True)]
@@ -58,11 +57,12 @@ def run(bench: Bench) -> Report:
     """Train a LoRA, draw every object before and after, and score both."""
     from context_diffusion.finetune import finetune
 
+    bench.need("judge")
     lessons, seeds = flat_scenes(0, TRAINED_ON * bench.count(4, 1)), range(bench.count(4, 1))
     real = [load_image(linocut(one)) for one in flat_scenes(1000, OBJECTS * 4)]
     prompts = [f"{article(name)}, linocut style" for name in OBJECTS]
-    orders = [Order(prompt, seed=seed) for seed in seeds for prompt in prompts]
-    before = bench.draw(orders, "before")
+    requests = [Request(prompt=prompt, seed=seed) for seed in seeds for prompt in prompts]
+    before = bench.draw(requests)
     recipe = RECIPE | ({"steps": 5} if bench.quick else {})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "linocut"
@@ -72,14 +72,13 @@ def run(bench: Bench) -> Report:
         finetune(folder, "", Path(scratch) / "lora", model=bench.name, **recipe)
         bench.model.pipeline.load_lora_weights(Path(scratch) / "lora")
         try:
-            after = bench.draw(orders, "after")
+            after = bench.draw(requests)
         finally:
             bench.model.pipeline.unload_lora_weights()
     said = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in recipe.items())
     report = Report(notes=[
         f"{len(lessons)} pictures of {', '.join(TRAINED_ON)}; {said}; one drawn picture is one unit",
-        "palette distance and DINO similarity to unseen linocuts, 24 of them; 'new objects' were in none of the "
-        "pictures learned from",
+        "palette distance and DINO similarity to 24 unseen linocuts; 'new objects' were in no training picture",
     ])  # fmt: skip
     score(report, bench, {"before": before, "after": after, "real": real})
     width = len(OBJECTS)
@@ -91,7 +90,7 @@ def run(bench: Bench) -> Report:
 
 def score(report: Report, bench: Bench, drawn: dict[str, list[Image.Image]]) -> None:
     """Add palette distance, DINO similarity and object accuracy; the second half of the real linocuts is the target."""
-    encoder = load_encoder("dino", bench.name)
+    encoder = bench.dino
     half = len(drawn["real"]) // 2
     others: list[Image.Image] = drawn["real"][half:]
     palette, target = palette_of(others), encoder.encode_images(others)

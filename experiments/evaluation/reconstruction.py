@@ -1,10 +1,11 @@
-"""What the autoencoder keeps of a picture: PSNR on unseen scenes, over all and style by style."""
+"""What the autoencoder keeps of a picture: PSNR on unseen scenes, overall and style by style."""
 
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, UInt8
 
 from context_diffusion.checkpoints import load_part
@@ -23,20 +24,21 @@ BATCH_SIZE = 25
 
 @torch.inference_mode()
 def reconstruct(vae: torch.nn.Module, pixels: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Encode and decode by the mean of the posterior, without its noise; rounded to 8 bits as a viewer sees it."""
+    """Encode to the mean of the posterior, without its noise, and decode; rounded to 8 bits as a viewer sees it."""
     decoded = []
     for batch in batched(pixels, BATCH_SIZE):
         values = vae.decode(vae.encode(to_tensor(np.stack(batch))).latent_dist.mode()).sample
-        decoded.append(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        decoded.append(rearrange(levels, "images rgb height width -> images height width rgb").numpy())
     return np.concatenate(decoded)
 
 
 @cache
 def originals_and_decoded(bench: Bench) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
-    """Take 500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
+    """500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
     from diffusers import AutoencoderKL
 
-    vae = load_part(AutoencoderKL, str(bench.part("vae"))).eval()
+    vae = load_part(AutoencoderKL, bench.row.location, subfolder="vae").eval()
     pixels = np.stack([one.pixels for one in sample(bench.count(500, 20))])
     return pixels, reconstruct(vae, pixels)
 
@@ -52,13 +54,13 @@ def psnr(first: UInt8[np.ndarray, "n h w 3"], second: UInt8[np.ndarray, "n h w 3
 
 
 def columns_by_style(names: Sequence[str], per_style: int = 2) -> list[list[int]]:
-    """Indices of the first, second, ... picture of each style, a list for each."""
+    """Indices of the first picture of each style, of the second, ..., a list for each."""
     places = [[i for i, name in enumerate(names) if name == style] for style in STYLES]
     return [[of_style[k] for of_style in places] for k in range(min(per_style, *map(len, places)))]
 
 
 def run(bench: Bench) -> Report:
-    """PSNR of 500 unseen scenes, and originals beside reconstructions."""
+    """PSNR of 500 unseen scenes; originals above their reconstructions."""
     pixels, decoded = originals_and_decoded(bench)
     scores, names = psnr(pixels, decoded), np.array([one.style.name for one in sample(len(pixels))])
     report = Report(notes=["decibels; one picture is one unit, each has a style draw of its own"])

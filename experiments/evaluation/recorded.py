@@ -1,7 +1,7 @@
-"""The scores that a protocol of the papers recorded, read back: a grid of sets by seeds under every setting.
+"""Read back the scores that a protocol of the papers recorded: under every setting, a grid of sets by seeds.
 
 ``figures/evaluation/<protocol>-units.csv`` has one line for each unit (setting, index of the set, seed) with the mean
-of each score over the unit's pictures, as ``python -m experiments.evaluation.papers`` writes it.
+of each score over the unit's pictures, as ``python -m experiments.evaluation papers`` writes it.
 """
 
 import csv
@@ -22,14 +22,12 @@ def recorded_scores(
 ) -> dict[str, Float[np.ndarray, "sets seeds"]]:
     """Read one score: under each setting that has it, a row for each set and a column for each seed, in order.
 
-    Raises ``FileNotFoundError`` where the protocol has not been run, ``ValueError`` for a score that it does not have
-    or a grid with holes.
+    Raises ``FileNotFoundError`` where the protocol has not been run, and ``ValueError`` for a score that it does not
+    have or a grid with holes.
     """
     path = Path(folder) / f"{protocol}-units.csv"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.name} is not there; `python -m experiments.evaluation.papers {protocol}` writes it."
-        )
+        raise FileNotFoundError(f"{path.name} is not there; `python -m experiments.evaluation {protocol}` writes it.")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         names = [name for name in reader.fieldnames or () if name not in ("setting", "index", "seed")]

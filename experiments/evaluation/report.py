@@ -1,28 +1,25 @@
-"""What a protocol hands back: numbers with intervals and aims, notes, and pictures; printed and written to disk."""
+"""What a protocol hands back, to be printed and written: numbers with intervals and aims, notes, tables, pictures."""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from context_diffusion.files import written_whole
 from context_diffusion.metrics import Estimate
 
+from .claims import Claim
 from .sheets import save_sheet
-
-if TYPE_CHECKING:
-    from .papers.claims import Claim
-    from .papers.tables import Table
+from .tables import Table
 
 TABLE_FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One number of the table; ``aim`` is what it should reach at least (or at most)."""
+    """One number of the table; ``aim`` is the least (or, with ``at_most``, the most) that it should be."""
 
     name: str
     estimate: Estimate
@@ -45,13 +42,14 @@ class Line:
 
 @dataclass
 class Report:
-    """Gathers the lines, notes and sheets of one protocol, and for a paper's protocol its tables and claims."""
+    """Gathers what one protocol found; ``units`` are the scores of all its units as CSV, where it works by units."""
 
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
-    tables: dict[str, "Table"] = field(default_factory=dict)
-    claims: list["Claim"] = field(default_factory=list)
+    tables: dict[str, Table] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+    units: str = ""
 
     def add(
         self, name: str, estimate: Estimate, *, at_least: float | None = None, at_most: float | None = None
@@ -59,7 +57,7 @@ class Report:
         """Add a number, with its aim if it has one."""
         self.lines.append(Line(name, estimate, at_least if at_most is None else at_most, at_most is not None))
 
-    def add_table(self, key: str, table: "Table") -> None:
+    def add_table(self, key: str, table: Table) -> None:
         """Add a table, and each of its numbers as a line."""
         self.tables[key] = table
         for row, scores in table.rows.items():
@@ -83,9 +81,10 @@ class Report:
         return listed
 
     def write(self, folder: Path, name: str, about: dict) -> list[Path]:
-        """Write ``<name>.json``, sheets ``<name>-<sheet>.webp``, tables ``<name>-<table>.md``, ``.csv`` and ``.tex``.
+        """Write everything: ``about`` and the numbers to ``<name>.json``, the scores of units to ``<name>-units.csv``.
 
-        Each is there whole or not at all.
+        Sheets go to ``<name>-<sheet>.webp``, tables to ``<name>-<table>.md``, ``.csv`` and ``.tex``. Each file is there
+        whole or not at all.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = [save_sheet(image, folder / f"{name}-{key}.webp") for key, image in self.sheets.items()]
@@ -97,6 +96,8 @@ class Report:
         texts = {folder / f"{name}.json": json.dumps(record, indent=1, allow_nan=False) + "\n"}
         for key, table in self.tables.items():
             texts |= {folder / f"{name}-{key}.{end}": getattr(table, how)() for end, how in TABLE_FORMATS.items()}
+        if self.units:
+            texts[folder / f"{name}-units.csv"] = self.units
         for path, text in texts.items():
             with written_whole(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -104,7 +105,7 @@ class Report:
 
 
 def finite(estimate: Estimate) -> dict:
-    """List the fields of an estimate for JSON; what is not finite becomes null."""
+    """The fields of an estimate for JSON; what is not finite becomes null."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(estimate).items()

@@ -1,4 +1,4 @@
-"""Labelled sheets of pictures at their own pixels, and writing them small enough for a repository."""
+"""Labelled sheets of pictures at their own resolution, written small enough for a repository."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ GAP, PAD, TEXT = 2, 6, 13  # pixels
 def labelled_sheet(
     rows: Mapping[str, Sequence[ImageLike]], titles: Sequence[str] = (), *, cell: int = 128
 ) -> Image.Image:
-    """Put named rows of pictures below each other, ``titles`` above the columns; cells are squares of ``cell``."""
+    """Stack named rows of pictures, with ``titles`` above the columns; cells are ``cell`` pixels square."""
     counts = {len(pictures) for pictures in rows.values()}
     if len(counts) != 1 or not min(counts):
-        raise ValueError(f"Each row of a sheet has the same number of pictures, at least one; here {sorted(counts)}.")
+        raise ValueError(f"Each row of a sheet has the same number of pictures, at least one; got {sorted(counts)}.")
     if titles and len(titles) != max(counts):
         raise ValueError(f"Give one title for each column: {max(counts)} column(s), {len(titles)} title(s).")
     cells = [resize(load_image(image), cell, "pad") for pictures in rows.values() for image in pictures]
@@ -39,7 +39,7 @@ def labelled_sheet(
 
 
 def save_sheet(image: Image.Image, path: Path, limit: int = LIMIT) -> Path:
-    """Write a sheet as WebP in at most ``limit`` bytes: first the quality gives way, then the size."""
+    """Write a sheet as WebP in at most ``limit`` bytes: first the quality is lowered, then the size."""
     scale = 1.0
     while True:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

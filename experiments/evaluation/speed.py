@@ -1,4 +1,4 @@
-"""Seconds and memory: one picture, the whole command, and the import. Seconds belong to a machine; it is named."""
+"""Seconds and memory: one picture, the whole command, and the import. Seconds belong to a machine, so it is named."""
 
 import os
 import platform
@@ -32,7 +32,7 @@ def run(bench: Bench) -> Report:
     """Time one 128x128 picture as ``make demo`` draws it, the demo from a shell, and ``import context_diffusion``."""
     import torch
 
-    bench.part("controlnet-canny")
+    bench.need("controlnet-canny")
     model, repeats = bench.model, bench.count(5, 2)
     query, contexts = load_image(DEMO_QUERY), [load_image(path) for path in DEMO_CONTEXTS]
     model(query, contexts, DEMO_PROMPT, seed=0, progress=False)  # the first call loads the ControlNet
@@ -61,9 +61,9 @@ def import_seconds(statement: str, repeats: int) -> list[float]:
 
 
 def run_apart(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command to its end; its seconds, and its largest resident memory in megabytes (Unix only).
+    """Run a command to its end; return its seconds and its peak resident memory in megabytes (Unix only).
 
-    A small interpreter in between starts it: on Linux a process inherits the peak of the one that forked it.
+    A small interpreter starts it, because on Linux a process inherits the peak of the one that forked it.
     """
     between = [sys.executable, "-c", MEASURE, *command]
     done = subprocess.run(between, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -75,7 +75,7 @@ def run_apart(command: Sequence[str]) -> tuple[float, float]:
 
 
 def cpu_name() -> str:
-    """Name the processor, as far as the system tells."""
+    """Name the processor as precisely as the system does."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

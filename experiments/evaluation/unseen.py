@@ -1,4 +1,4 @@
-"""Scenes that no training saw: groups from ``TinyScenes.HELD_OUT`` up, each protocol from a number of its own."""
+"""Scenes that no training saw: groups from ``TinyScenes.HELD_OUT`` up; each protocol starts at a number of its own."""
 
 from functools import cache
 
@@ -12,22 +12,22 @@ _ANY_STYLE = Style.draw(0)
 
 
 def seed_of(index: int) -> int:
-    """Seed of the first scene of the unseen group ``index``; its style draw has the group's number itself."""
+    """The seed of the first scene of the unseen group ``index``; the group's own number is the seed of its style."""
     return (TinyScenes.HELD_OUT + index) * 1000
 
 
 def style_draw(index: int, name: str) -> Style:
-    """Draw palette and texture of a named style as the unseen group ``index`` has them."""
+    """Draw the palette and texture that a named style has in the unseen group ``index``."""
     return Style.draw(TinyScenes.HELD_OUT + index, name=name)
 
 
 def unseen(index: int, style: str, **fixed: object) -> Rendering:
-    """Draw one unseen scene in a named style; keyword arguments fix fields of the scene."""
+    """Draw one unseen scene in a named style; ``fixed`` are fields of the scene."""
     return render(Scene.draw(seed_of(index), **fixed), style_draw(index, style), seed_of(index))
 
 
 def alone(index: int, object: str) -> Scene:
-    """Draw the unseen scene of a number with nothing but an object in it: a plain ground, no sun."""
+    """Draw the unseen scene of a number with nothing in it but an object: a plain background, no sun."""
     return Scene.draw(seed_of(index), object=object, background="plain", sun=False)
 
 
@@ -43,10 +43,10 @@ def sample(count: int) -> tuple[Rendering, ...]:
 
 
 def query(index: int, number: int, **fixed: object) -> Rendering:
-    """Draw an unseen query, flat for the first ten numbers, in line art for the next ten, and so on."""
+    """Draw an unseen query: flat for the first ten numbers, line art for the next ten, and so on in turn."""
     return unseen(index, QUERY_STYLES[number // len(STYLES) % 2], **fixed)
 
 
 def content(scene: Scene) -> str:
-    """Say what a scene shows and nothing of its style: ``"a boat among hills"``."""
+    """Say what a scene shows, and nothing about its style: ``"a boat among hills"``."""
     return caption(scene, _ANY_STYLE).split(",")[0]

@@ -1,6 +1,6 @@
-"""The papers' protocols on any model: drawn unit by unit, stopped and taken up at will, split over processes.
+"""The papers' protocols, on any model: drawn unit by unit, resumable, split over processes (:mod:`..units`).
 
-``python -m experiments.evaluation.papers --help`` says how; :mod:`.units` does the work, one module each holds
-StyleAligned's sets (:mod:`.sets`), its reference pictures (:mod:`.references`), blends of several references
-(:mod:`.blends`), and Context Diffusion's three settings (:mod:`.contexts`).
+:mod:`.sets` has StyleAligned's sets, :mod:`.references` its reference pictures, :mod:`.blends` Z-SAMB's blends of
+several references, :mod:`.three_settings` Context Diffusion's C+P, C and P, and :mod:`.control_scales` layout against
+style.
 """

@@ -7,18 +7,18 @@ from PIL import Image
 
 from context_diffusion.metrics import estimate_mean
 
+from ..curves import picture_of, with_error
+from ..results import Results, Unit
 from ..sheets import labelled_sheet
-from .curves import picture_of, with_error
-from .units import Results, Unit
-from .worlds import mixture
+from .mixtures import mixture
 
-SHOWN = 3  # mixtures on a sheet of pairs
+SHOWN = 3  # mixtures on the sheet of pairs, at most
 
 
 def share_curves(
     results: Results, blends: Sequence[str], weights: Sequence[float], rulers: Sequence[str]
 ) -> Image.Image:
-    """Draw the second style's share over its weight, a panel for each ruler; dotted is what real scenes measure."""
+    """Draw the second style's share over its weight, a panel for each ruler; dotted: what it reads off real scenes."""
     figure = Figure(figsize=(3.2 * len(rulers), 2.8), layout="constrained")
     axes = figure.subplots(1, len(rulers), sharey=True, squeeze=False)[0]
     for axis, ruler in zip(axes, rulers, strict=True):
@@ -35,10 +35,10 @@ def share_curves(
     return picture_of(figure)
 
 
-def pictures_of_pairs(results: Results, blends: Sequence[str], weights: Sequence[float]) -> Image.Image:
-    """Show the first thing of the first mixtures over the weights, the references at both ends."""
+def pictures_of_pairs(results: Results, blends: Sequence[str], weights: Sequence[float], count: int) -> Image.Image:
+    """Show the first thing of the first of ``count`` mixtures over the weights, with the references at both ends."""
     rows = {}
-    for index in range(SHOWN):
+    for index in range(min(SHOWN, count)):
         first, second, *_ = mixture(index).references
         for blend in blends:
             drawn = [results.pictures(Unit(f"{blend} {w:g}", index))[0] for w in weights]
@@ -47,7 +47,7 @@ def pictures_of_pairs(results: Results, blends: Sequence[str], weights: Sequence
 
 
 def pictures_of_three(results: Results, blends: Sequence[str], thirds: Sequence[tuple[float, ...]]) -> Image.Image:
-    """Show the first mixture's three references, then every blend at every weighting, all things."""
+    """Show the first mixture's three references, then all things under every blend at every weighting."""
     drawn = mixture(0)
     rows = {}
     for weights in thirds:

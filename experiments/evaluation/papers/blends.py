@@ -1,23 +1,23 @@
 """Z-SAMB's protocol: several references, their weights swept, blended linearly, by SLERP, or in attention.
 
-The prompt names a thing and no style, so that all style comes from the references. What is asked is obedience: the
-share of each style in the picture against its weight. Three rulers measure shares (CLIP, DINO, palette), each against
-real scenes in the references' very styles; the published weighted DINO stands beside the blend score, which no
-collapse to one style can win.
+The prompt names a thing and no style, so that all style comes from the references. The question is obedience: does the
+share of each style in the picture follow its weight? Three rulers measure shares (CLIP, DINO, palette), each against
+real scenes in the very styles of the references. The published score, weighted DINO, can be won by a collapse to one
+style; the blend score next to it cannot.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-import torch
 from PIL import Image
 
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.inversion import ddim_invert
+from context_diffusion.alignment.trajectory import Trajectory
+from context_diffusion.latents import generators
 from context_diffusion.metrics import (
-    Estimate,
     blend_scores,
     estimate_difference,
     estimate_mean,
@@ -26,19 +26,19 @@ from context_diffusion.metrics import (
 from context_diffusion.scenes.vocabulary import article
 
 from ..bench import Bench
+from ..claims import Claim
 from ..report import Report
+from ..results import Results, Scores, Unit
+from ..tables import Table, published
+from ..units import carry_out
 from .blend_figures import pictures_of_pairs, pictures_of_three, share_curves
-from .claims import Claim
+from .mixtures import Ruler, mixture, palette_shares, real
 from .scorers import Scorers, drawn_by
-from .tables import Table, published
-from .units import Results, Scores, Unit
-from .worlds import Ruler, mixture, palette_shares, real
 
 BLENDS = ("linear", "slerp", "attention")
 WEIGHTS = tuple(k / 8 for k in range(9))  # of the second reference
-GUIDANCES = (1.5, 6.0)  # beside the model's own
+GUIDANCES = (1.5, 6.0)  # in addition to the model's own
 THIRDS = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.25, 0.25, 0.5))
-RULERS = ("CLIP", "DINO", "palette")
 SCORES = (
     "weighted DINO", "blend score, CLIP", "blend score, DINO", "misfit, CLIP", "misfit, palette", "CLIP, object",
     "object",
@@ -46,7 +46,7 @@ SCORES = (
 
 
 def settings() -> dict[str, tuple[str, tuple[float, ...], float | None]]:
-    """Name every setting: blend ("real" for real scenes), weights, guidance where it is not the model's own."""
+    """Every setting by name: blend ("real" for real scenes), weights, and guidance if it is not the model's own."""
     named = {f"{b} {w:g}": (b, (1 - w, w), None) for b, w in itertools.product(BLENDS, WEIGHTS)}
     named |= {f"{b} 0.5, guidance {g:g}": (b, (0.5, 0.5), g) for b, g in itertools.product(BLENDS, GUIDANCES)}
     for blend, weights in itertools.product(BLENDS, THIRDS):
@@ -57,21 +57,28 @@ def settings() -> dict[str, tuple[str, tuple[float, ...], float | None]]:
 SETTINGS = settings()
 
 
+def run(bench: Bench) -> Report | None:
+    """Draw and score eight mixtures under every setting."""
+    return carry_out(StyleBlends(bench, count=bench.first(8, 2)), bench.work)
+
+
 class StyleBlends:
-    """Mixtures of references x blends x weights."""
+    """Mixtures of references x blends x weights; ``rulers`` are the networks that measure shares, by name."""
 
     name = "blends"
 
-    def __init__(self, bench: Bench, *, count: int = 8) -> None:
-        self.bench, self.count, self.scorers = bench, count, Scorers(bench)
+    def __init__(self, bench: Bench, *, count: int) -> None:
+        self.bench, self.count, self.scorers = bench, count, Scorers(bench, "clip", "dino", "judge")
         self.trajectory = lru_cache(maxsize=4)(self._trajectory)
+        networks = {name: self.scorers.networks.get(name.lower()) for name in ("CLIP", "DINO")}
+        self.rulers = {name: Ruler(network) for name, network in networks.items() if network is not None}
 
     def about(self) -> dict:
         """The model and the settings."""
         return {
             **drawn_by(self.bench),
             "settings": {name: list(setting) for name, setting in SETTINGS.items()},
-            "scorers": self.scorers.about("clip", "dino", "judge"),
+            "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
@@ -84,32 +91,30 @@ class StyleBlends:
         things = mixture(unit.index).things
         if blend == "real":
             return [real(unit.index, weights.index(1.0), thing)[0] for thing in things]
-        generators = [torch.Generator().manual_seed(10 * unit.index + k) for k in range(len(things))]
         trajectory = self.trajectory(unit.index, len(weights))
+        sampling = self.bench.sampling | ({} if guidance is None else {"guidance_scale": guidance})
         with style_aligned(self.bench.pipe, references=trajectory, weights=weights, blend=blend):
-            return self.bench.sample([article(thing) for thing in things], generators, guidance)
+            noise = generators(10 * unit.index, len(things))
+            return self.bench.pipe([article(thing) for thing in things], generator=noise, **sampling).images
 
-    def _trajectory(self, index: int, count: int):
+    def _trajectory(self, index: int, count: int) -> Trajectory:
         drawn = mixture(index)
         images = [one.image for one in drawn.references[:count]]
         return ddim_invert(self.bench.pipe, images, drawn.captions[:count], num_inference_steps=self.bench.steps)
 
-    @cached_property
-    def rulers(self) -> Mapping[str, Ruler]:
-        """The two networks that measure shares."""
-        return {"CLIP": Ruler(self.scorers.clip), "DINO": Ruler(self.scorers.dino)}
-
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
-        """Shares, how far they are from the weights, and the two multi-style scores, of every picture."""
+        """The shares, how far they are from the weights, and the two multi-style scores, of every picture."""
         _, weights, _ = SETTINGS[unit.setting]
         count, drawn = len(weights), mixture(unit.index)
-        references = [one.image for one in drawn.references[:count]]
-        dino = self.scorers.dino.encode_images
+        references, things = [one.image for one in drawn.references[:count]], [article(one) for one in drawn.things]
         scores: Scores = {
-            "weighted DINO": weighted_multi_style_scores(list(pictures), references, weights, dino).tolist(),
-            "CLIP, object": self.scorers.of_text(pictures, [article(thing) for thing in drawn.things]),
-            **self.scorers.of_content(pictures, [article(thing) for thing in drawn.things], "", [None] * len(pictures)),
+            **self.scorers.of_text(pictures, object=things),
+            **self.scorers.of_content(pictures, things, "", [None] * len(pictures)),
         }
+        if "DINO" in self.rulers:
+            encode = self.rulers["DINO"].encoder.encode_images
+            weighted = weighted_multi_style_scores(list(pictures), references, weights, encode)
+            scores["weighted DINO"] = weighted.tolist()
         for name, ruler in self.rulers.items():
             rows = ruler.encoder.encode_images(pictures)
             kept = []
@@ -124,20 +129,25 @@ class StyleBlends:
 
     def report(self, results: Results) -> Report:
         """Tables of scores and of slopes, the curves, and two sheets."""
-        shown = (*SCORES, *(f"share, {ruler}" for ruler in RULERS))
+        rulers = (*self.rulers, "palette")
+        shown = (*SCORES, *(f"share, {ruler}" for ruler in rulers))
         rows = {setting: results.estimates(setting, shown) for setting in SETTINGS}
-        slopes = {f"slope, {blend}": slope_estimates(results, blend, self.count) for blend in BLENDS}
+        slopes = {
+            f"slope, {blend}": {r: estimate_mean(slopes_of(results, blend, r, self.count)) for r in rulers}
+            for blend in BLENDS
+        }
         report = Report(notes=[
             f"{self.count} mixtures x {len(mixture(0).things)} things, {self.bench.steps} steps; the mixture is the "
             "unit; weight: of the second reference; misfit: total variation between shares and weights, 0 is obedience",
+            *self.scorers.notes(),
         ])  # fmt: skip
         title = "Slope of the second style's share over its weight (1 is obedience)"
         report.add_table("slopes", Table(title, slopes))
         lower = ("misfit, CLIP", "misfit, palette")
         report.add_table("scores", Table("Several references", rows, published("blends"), lower))
-        report.claims = claims(results, self.count)
-        report.sheets["shares"] = share_curves(results, BLENDS, WEIGHTS, RULERS)
-        report.sheets["pairs"] = pictures_of_pairs(results, BLENDS, WEIGHTS)
+        report.claims = claims(results, self.count, rulers)
+        report.sheets["shares"] = share_curves(results, BLENDS, WEIGHTS, rulers)
+        report.sheets["pairs"] = pictures_of_pairs(results, BLENDS, WEIGHTS, self.count)
         report.sheets["three"] = pictures_of_three(results, BLENDS, THIRDS)
         return report
 
@@ -150,22 +160,17 @@ def add_shares(scores: Scores, ruler: str, shares: Sequence[float], weights: Seq
 
 
 def slopes_of(results: Results, blend: str, ruler: str, count: int) -> np.ndarray:
-    """Least-squares slope of the second style's share over its weight, one for each mixture."""
+    """The least-squares slope of the second style's share over its weight, for each mixture."""
     shares = np.array([
         [np.mean(results.scores[Unit(f"{blend} {w:g}", i)][f"share, {ruler}"]) for w in WEIGHTS] for i in range(count)
     ])  # fmt: skip
     return np.polyfit(WEIGHTS, shares.T, 1)[0]
 
 
-def slope_estimates(results: Results, blend: str, count: int) -> dict[str, Estimate]:
-    """The slope by each ruler."""
-    return {ruler: estimate_mean(slopes_of(results, blend, ruler, count)) for ruler in RULERS}
-
-
-def claims(results: Results, count: int) -> list[Claim]:
-    """What is said of the three ways to blend, as differences paired by mixture."""
+def claims(results: Results, count: int, rulers: Sequence[str]) -> list[Claim]:
+    """What is claimed of the three ways to blend, as differences paired by mixture."""
     found = []
-    for ruler in ("CLIP", "palette"):
+    for ruler in (one for one in rulers if one != "DINO"):
         slopes = {blend: slopes_of(results, blend, ruler, count) for blend in BLENDS}
         found += [
             Claim(f"SLERP obeys the weights more than linear ({ruler} slope)",

@@ -1,4 +1,4 @@
-"""Lists of prompts: sets of objects, each set in one style, from a file anyone can write.
+"""Lists of prompts: sets of objects, each set in one style, from a file that anyone can write.
 
     template = "{object}, {style} style"
 
@@ -7,7 +7,7 @@
     objects = ["a boat", "a cat", "a house", "a tree"]
 
 Two come with the project: ``tiny-scenes`` (10 styles x 6 quadruples of what the offline models can draw) and
-``hundred-styles`` (100 styles x 4 objects, for models that can draw anything).
+``hundred-styles`` (100 styles x 4 objects, for models that draw anything).
 """
 
 import tomllib
@@ -22,7 +22,7 @@ FOLDER = DATA / "prompts"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Objects to be drawn in one style."""
+    """Objects to draw in one style."""
 
     style: str
     objects: tuple[str, ...]
@@ -35,7 +35,7 @@ class PromptSet:
 
 
 def load_prompts(name: str | Path) -> tuple[PromptSet, ...]:
-    """Read a list by its name or path; ``ValueError`` or ``FileNotFoundError`` says in a sentence what is wrong."""
+    """Read a list by its name or path; ``FileNotFoundError`` where there is none, ``ValueError`` for a broken one."""
     path = Path(name)
     if path.suffix != ".toml" and "/" not in str(name):
         path = FOLDER / f"{name}.toml"

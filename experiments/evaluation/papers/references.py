@@ -1,37 +1,39 @@
-"""A picture from outside as the reference: how close the style comes, and how often its object comes along.
+"""A given picture as the reference: how closely its style is matched, and how often its object leaks.
 
 The references are scenes that no training saw. Each is inverted (DDIM), and four other objects are drawn in its named
-style, from the same noise under every setting: plain, aligned, and aligned with one thing changed: score shift, score
-scale, steps skipped before alignment begins, guidance of the inversion. "Rescaled" is what StyleAligned's authors do
-for famous pictures: shift log 2 and scale 1/2.
+style, from the same noise under every setting: plain, aligned, and aligned with one change, of the score shift, the
+score scale, the steps skipped before alignment begins, or the guidance of the inversion. "Rescaled" is what
+StyleAligned's authors do for famous pictures: shift log 2 and scale 1/2.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from PIL import Image
 
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.inversion import ddim_invert
 from context_diffusion.alignment.trajectory import Trajectory
-from context_diffusion.metrics import Estimate, palette_of
+from context_diffusion.latents import generators
+from context_diffusion.metrics import Estimate
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering, render
 from context_diffusion.scenes.vocabulary import article
 
 from ..bench import Bench
+from ..claims import Claim, decide
+from ..curves import curves
 from ..report import Report
+from ..results import Results, Scores, Unit
 from ..sheets import labelled_sheet
+from ..tables import Table
+from ..units import carry_out
 from ..unseen import REFERENCES, alone, seed_of, style_draw, unseen
-from .claims import Claim, decide
-from .curves import curves
 from .scorers import Scorers, drawn_by
 from .sets import ALIGNED, PLAIN, REAL
-from .tables import Table
-from .units import Results, Scores, Unit
 
 PICTURES = 4  # other objects drawn for each reference
 RESCALED = "rescaled"
@@ -40,7 +42,7 @@ SCORES = ("palette distance", "DINO", "style", "object", "leakage")
 
 @dataclass(frozen=True)
 class Setting:
-    """What alignment does, the part of the steps it lets pass before it begins, and the guidance of the inversion."""
+    """How alignment is changed, the share of the steps before it begins, and the guidance of the inversion."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     skipped: float = 0.0
@@ -62,6 +64,12 @@ SETTINGS: dict[str, Setting | None] = {
     RESCALED: Setting({"score_shift": math.log(2), "score_scale": 0.5}),
     **{name: setting for sweep in SWEEPS.values() for name, (_, setting) in sweep.items()},
 }
+ROWS = (*SETTINGS, REAL)
+
+
+def run(bench: Bench) -> Report | None:
+    """Draw and score twenty references under every setting."""
+    return carry_out(StyleReferences(bench, count=bench.first(20, 4)), bench.work)
 
 
 class StyleReferences:
@@ -69,79 +77,80 @@ class StyleReferences:
 
     name = "references"
 
-    def __init__(self, bench: Bench, *, count: int = 20) -> None:
-        self.bench, self.count, self.scorers = bench, count, Scorers(bench)
+    def __init__(self, bench: Bench, *, count: int) -> None:
+        self.bench, self.count, self.scorers = bench, count, Scorers(bench, "dino", "judge")
         self.trajectory = lru_cache(maxsize=8)(partial(invert_reference, bench))
-        self.real = (REAL,) if bench.has("judge") else ()
 
     def about(self) -> dict:
         """The model, the settings, how many references."""
         return {
             **drawn_by(self.bench),
             "settings": {name: repr(setting) for name, setting in SETTINGS.items()},
-            "scorers": self.scorers.about("dino", "judge"),
+            "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
         """Every reference under every setting, one reference after the other."""
-        return [Unit(s, i) for i in range(self.count) for s in (*SETTINGS, *self.real)]
+        return [Unit(s, i) for i in range(self.count) for s in ROWS]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
-        """Draw the other objects, picture k of reference i from a noise of its own."""
+        """Draw the other objects, each from a noise of its own, the same under every setting."""
         if unit.setting == REAL:
             return further_scenes(unit.index)
         _, style = reference(unit.index)
         prompts = [f"{text}, {style} style" for text in others(unit.index)]
-        generators = [torch.Generator().manual_seed(10 * unit.index + k) for k in range(PICTURES)]
         setting = SETTINGS[unit.setting]
-        if setting is None:
-            return self.bench.sample(prompts, generators)
-        first = round(setting.skipped * self.bench.steps)
-        trajectory = self.trajectory(unit.index, setting.guidance)
-        with style_aligned(self.bench.pipe, references=trajectory, first_step=first, **setting.changes):
-            return self.bench.sample(prompts, generators)
+        with nullcontext() if setting is None else self.aligned(unit.index, setting):
+            noise = generators(10 * unit.index, PICTURES)
+            return self.bench.pipe(prompts, generator=noise, **self.bench.sampling).images
+
+    def aligned(self, index: int, setting: Setting):
+        """Align what is drawn inside the block with the reference of a number."""
+        trajectory, first = self.trajectory(index, setting.guidance), round(setting.skipped * self.bench.steps)
+        return style_aligned(self.bench.pipe, references=trajectory, first_step=first, **setting.changes)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Score the pictures of one reference."""
         drawn, style = reference(unit.index)
         texts, lent = others(unit.index), [article(drawn.scene.object)] * PICTURES
-        near = self.scorers.of_reference(pictures, drawn.image, palette_of(drawn.image))
+        near = self.scorers.of_reference(pictures, drawn.image)
         return near | self.scorers.of_content(pictures, texts, style, lent)
 
     def report(self, results: Results) -> Report:
         """The table, the four sweeps, and what alignment costs."""
-        rows = {s: results.estimates(s, SCORES) for s in (*SETTINGS, *self.real)}
+        rows = {s: results.estimates(s, SCORES) for s in ROWS}
         report = Report(notes=[
             f"{self.count} unseen references, {PICTURES} pictures each, {self.bench.steps} steps; the reference is the "
             "unit; palette distance and DINO are between picture and reference",
+            *self.scorers.notes(),
         ])  # fmt: skip
         report.add_table("scores", Table("One reference picture", rows, lower=("palette distance", "leakage")))
         report.claims = claims(results)
-        report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows.get(REAL))
+        report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows[REAL])
         shown = range(min(self.count, 10))
         pictures = {"reference": [reference(i)[0].image for i in shown]}
-        for setting in (PLAIN, ALIGNED, RESCALED, "scale 0.5", "shift log 4", "skip 40 %", *self.real):
+        for setting in (PLAIN, ALIGNED, RESCALED, "scale 0.5", "shift log 4", "skip 40 %", REAL):
             pictures[setting] = [results.pictures(Unit(setting, i))[0] for i in shown]
         report.sheets["pictures"] = labelled_sheet(pictures, [others(i)[0] for i in shown], cell=96)
         return report
 
 
 def reference(index: int) -> tuple[Rendering, str]:
-    """Draw the unseen reference of a number, the ten styles and the twelve objects in turn, and name its style."""
+    """Draw the unseen reference of a number, with the ten styles and the twelve objects in turn, and name its style."""
     style = STYLES[index % len(STYLES)]
     thing = OBJECTS[index % len(OBJECTS)]
     return unseen(REFERENCES + index, style, object=thing, background="plain", sun=False), style
 
 
 def invert_reference(bench: Bench, index: int, guidance: float = 1.0) -> Trajectory:
-    """Invert the reference of a number, with its object and style as the prompt."""
+    """Invert the reference of a number; its object and style are the prompt."""
     drawn, style = reference(index)
     prompt = f"{article(drawn.scene.object)}, {style} style"
     return ddim_invert(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps, guidance_scale=guidance)
 
 
 def others(index: int) -> list[str]:
-    """Name the objects drawn for a reference, none of them its own.
+    """The objects drawn for a reference, none of them its own.
 
     >>> others(0)
     ['a fish', 'a rocket', 'a cat', 'a tree']
@@ -150,7 +159,7 @@ def others(index: int) -> list[str]:
 
 
 def further_scenes(index: int) -> list[Image.Image]:
-    """Render the same objects in the reference's own draw of palette and texture: what a perfect method would reach."""
+    """Render the same objects in the reference's own palette and texture: what a perfect method would reach."""
     _, style = reference(index)
     seeds = [REFERENCES + 1000 + PICTURES * index + k for k in range(PICTURES)]
     nouns = [text.split()[-1] for text in others(index)]
@@ -159,7 +168,7 @@ def further_scenes(index: int) -> list[Image.Image]:
 
 
 def sweeps(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[float, Mapping[str, Estimate]]]:
-    """Order each sweep by its parameter, the aligned setting standing at the parameter's neutral value."""
+    """Order each sweep by its parameter; the aligned setting stands at the parameter's neutral value."""
     found = {}
     for title, sweep in SWEEPS.items():
         points = {value: rows[name] for name, (value, _) in sweep.items()} | {NEUTRAL[title]: rows[ALIGNED]}

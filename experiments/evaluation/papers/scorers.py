@@ -1,21 +1,20 @@
-"""Who scores: CLIP and DINO of the model, and for the offline world a classifier trained apart on real scenes.
+"""Who scores: the model's CLIP and DINO, and for the offline world a classifier trained separately on real scenes.
 
-The numbers themselves come from :mod:`context_diffusion.metrics`; here they are lists, one entry for each picture or
-set, to be written down as they are made.
+The numbers come from :mod:`context_diffusion.metrics`; here they are lists, with one entry for each picture or set, to
+be written down as they are made.
 """
 
 import hashlib
 import itertools
+import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from context_diffusion.encoders import TransformersEncoder, load_encoder
+from context_diffusion.checkpoints import find_part
 from context_diffusion.metrics import (
-    Palette,
     pairwise_scores,
     palette_distances,
     palette_of,
@@ -23,71 +22,75 @@ from context_diffusion.metrics import (
     text_image_scores,
 )
 from context_diffusion.scenes import OBJECTS, STYLES
-from context_diffusion.scenes.judge import Judge
 
 from ..bench import Bench
 
-MIXED = -1  # what is asked of the judge where it knows no class
+UNKNOWN = -1  # for words that the judge has no class for
 
 
 class Scorers:
-    """The networks that score, each loaded when first asked for."""
+    """The networks that score, loaded before anything is drawn; scores whose network cannot be had are left out.
 
-    def __init__(self, bench: Bench):
-        self.bench = bench
+    ``wanted`` are some of "clip", "dino" and "judge"; ``missing`` says, for each that is not there, why.
+    """
 
-    @cached_property
-    def clip(self) -> TransformersEncoder:
-        """Text and pictures in one space."""
-        return load_encoder("clip", self.bench.name)
+    def __init__(self, bench: Bench, *wanted: str):
+        self.bench, self.networks, self.missing = bench, {}, {}
+        for part in wanted:
+            try:
+                self.networks[part] = getattr(bench, part)
+            except FileNotFoundError as error:
+                self.missing[part] = str(error)
+                print(f"scores by {part} are left out. {error}")
 
-    @cached_property
-    def dino(self) -> TransformersEncoder:
-        """Pictures alone, learned without labels."""
-        return load_encoder("dino", self.bench.name)
+    def about(self) -> dict[str, str]:
+        """Which networks score: a digest of the weights of each, or its name."""
+        return {part: fingerprint(find_part(self.bench.row, part) or part) for part in self.networks}
 
-    @property
-    def judge(self) -> Judge | None:
-        """The classifier of scenes; hub models have none, and the scores that need it are left out."""
-        return self.bench.judge if self.bench.has("judge") else None
-
-    def about(self, *parts: str) -> dict[str, str]:
-        """Say which networks score: a digest of the weights of each, or the name."""
-        return {part: fingerprint(self.bench, part) for part in parts}
+    def notes(self) -> list[str]:
+        """A note for the report, where scores are left out."""
+        return [f"not scored, for lack of weights: {', '.join(self.missing)}"] if self.missing else []
 
     def of_set(self, pictures: Sequence[Image.Image]) -> dict[str, list[float]]:
         """Mean cosine of DINO's class tokens, and mean palette distance, over the pairs of a set."""
         palettes = [palette_of(picture) for picture in pictures]
         first, second = zip(*itertools.combinations(palettes, 2), strict=True)
+        scores = {"palette distance": [float(palette_distances(first, second).mean())]}
+        if "dino" in self.networks:
+            scores["DINO"] = pairwise_scores([list(pictures)], self.networks["dino"].encode_images).tolist()
+        return scores
+
+    def of_text(self, pictures: Sequence[Image.Image], **texts: Sequence[str]) -> dict[str, list[float]]:
+        """Cosine of each picture with its text: ``"CLIP, object"`` for the texts named ``object``, and so on."""
+        if "clip" not in self.networks:
+            return {}
+        clip = self.networks["clip"]
+        encoders = {"encode_images": clip.encode_images, "encode_text": clip.encode_text}
         return {
-            "DINO": pairwise_scores([list(pictures)], self.dino.encode_images).tolist(),
-            "palette distance": [float(palette_distances(first, second).mean())],
+            f"CLIP, {name}": text_image_scores(list(pictures), list(said), **encoders).tolist()
+            for name, said in texts.items()
         }
 
-    def of_text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-        """Cosine of each picture with its text."""
-        encoders = {"encode_images": self.clip.encode_images, "encode_text": self.clip.encode_text}
-        return text_image_scores(list(pictures), list(texts), **encoders).tolist()
-
-    def of_reference(self, pictures: Sequence[Image.Image], reference: Image.Image, own: Palette) -> dict:
+    def of_reference(self, pictures: Sequence[Image.Image], reference: Image.Image) -> dict[str, list[float]]:
         """Cosine of each picture with the reference, and distance of its palette from the reference's."""
-        return {
-            "DINO": reference_scores(list(pictures), [reference], self.dino.encode_images)[:, 0].tolist(),
-            "palette distance": palette_distances(pictures, own).tolist(),
-        }
+        scores = {"palette distance": palette_distances(pictures, palette_of(reference)).tolist()}
+        if "dino" in self.networks:
+            encode = self.networks["dino"].encode_images
+            scores["DINO"] = reference_scores(list(pictures), [reference], encode)[:, 0].tolist()
+        return scores
 
     def of_content(
         self, pictures: Sequence[Image.Image], objects: Sequence[str], style: str, lent: Sequence[str | None]
     ) -> dict[str, list[float]]:
         """Whether the judge sees the prompt's object, its style, and the object ``lent`` by the reference instead.
 
-        All in {0, 1}; a picture that is the reference itself has None lent. Nothing where there is no judge, or where
-        it does not know the words.
+        All in {0, 1}; for a picture that is the reference itself, ``lent`` is None. There are no such scores without a
+        judge, or where it does not know the words.
         """
         wanted = [object_class(text) for text in objects]
-        if self.judge is None or MIXED in wanted:
+        if "judge" not in self.networks or UNKNOWN in wanted:
             return {}
-        seen = self.judge(pictures)
+        seen = self.networks["judge"](pictures)
         scores = {"object": (seen["object"] == np.array(wanted)).astype(float).tolist()}
         if style in STYLES:
             scores["style"] = (seen["style"] == STYLES.index(style)).astype(float).tolist()
@@ -96,24 +99,27 @@ class Scorers:
 
 
 def object_class(text: str) -> int:
-    """Class of "a boat" among the world's objects, or ``MIXED``."""
+    """Class of "a boat" among the world's objects, or ``UNKNOWN``."""
     noun = text.split()[-1] if text.split() else ""
-    return OBJECTS.index(noun) if noun in OBJECTS else MIXED
+    return OBJECTS.index(noun) if noun in OBJECTS else UNKNOWN
 
 
 def drawn_by(bench: Bench, *parts: str) -> dict[str, object]:
-    """Say what draws, for a protocol's ``about``: the pipeline's networks, further parts, steps and guidance."""
-    networks = ("unet", "vae", "text_encoder", *parts)
-    model = {part: fingerprint(bench, part) for part in networks}
-    return {"model": model, "steps": bench.steps, "guidance": bench.guidance}
+    """What draws, for a protocol's ``about``: the pipeline and further parts of the model, steps and guidance."""
+    folder = Path(bench.row.location)
+    index = folder / "model_index.json"  # only a folder has one
+    own = [name for name in json.loads(index.read_text()) if (folder / name).is_dir()] if index.is_file() else []
+    model = {name: fingerprint(folder / name) for name in own} or {"pipeline": bench.row.location}
+    model |= {part: fingerprint(find_part(bench.row, part) or "") for part in parts}
+    return {"model": model, "steps": bench.steps, "guidance": bench.row.guidance_scale}
 
 
-def fingerprint(bench: Bench, part: str) -> str:
-    """Digest of the weights of a part that lies in a folder; for a model of the hub, its name."""
-    folder = Path(bench.folder) / part
-    if not folder.is_dir():
-        return f"{bench.name}/{part}"
+def fingerprint(location: str | Path) -> str:
+    """A digest of the weights and settings in a folder; of a repository, its name."""
+    folder = Path(location)
+    if not str(location) or not folder.is_dir():
+        return str(location)
     whole = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        whole.update(file.name.encode() + file.read_bytes())
+    for file in sorted(file for end in ("safetensors", "json") for file in folder.rglob(f"*.{end}")):
+        whole.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return whole.hexdigest()[:16]

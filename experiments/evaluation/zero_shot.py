@@ -1,4 +1,4 @@
-"""Zero-shot classification by CLIP: the nearest of "a house", "a tree", ... and of "flat style", "neon style", ..."""
+"""Zero-shot classification by CLIP: which of "a house", "a tree", ... and of "flat style", ... is nearest."""
 
 from context_diffusion.metrics import reference_scores
 from context_diffusion.scenes import OBJECTS, STYLES, labels
@@ -12,7 +12,7 @@ from .unseen import sample
 
 def run(bench: Bench) -> Report:
     """Object and style accuracy on 500 unseen scenes."""
-    encoder, drawn = bench.encoder, sample(bench.count(500, 40))
+    encoder, drawn = bench.clip, sample(bench.count(500, 40))
     known = [labels(one) for one in drawn]
     prompts = {"object": [article(name) for name in OBJECTS], "style": [f"{name} style" for name in STYLES]}
     report = Report(notes=['prompts: "a boat", "neon style"; one picture is one unit'])

@@ -1,4 +1,4 @@
-"""References of the blending protocol, and rulers that say how much of each style a picture carries."""
+"""The references of the blending protocol, and rulers that say how much of each style a picture has."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +15,12 @@ from context_diffusion.scenes import OBJECTS, PALETTE_FAMILIES, STYLES, Renderin
 
 from ..unseen import BLENDS, alone, seed_of
 
-SCENES, OTHER_DRAWS = 4, 8  # real scenes in each style for a yardstick; other styles for their common part
+SCENES, OTHER_DRAWS = 4, 8  # real scenes in each style, for a yardstick; other styles, for what all have in common
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """References of one index: unlike styles, families of palette and objects; and the things to be drawn."""
+    """The references of one index, unlike in style, family of palettes and object; and the things to be drawn."""
 
     references: tuple[Rendering, ...]
     things: tuple[str, ...]
@@ -33,7 +33,7 @@ class Mixture:
 
 @lru_cache(maxsize=64)
 def mixture(index: int, count: int = 3) -> Mixture:
-    """Draw the references of an index: styles, families and objects in turn, each far from the others in its list."""
+    """Draw the references of an index; styles, families and objects take turns, far from each other in their lists."""
     references = []
     for k in range(count):
         seed = BLENDS + 10 * index + k
@@ -49,14 +49,14 @@ def mixture(index: int, count: int = 3) -> Mixture:
 
 @lru_cache(maxsize=256)
 def real(index: int, which: int, thing: str, count: int = SCENES) -> tuple[Image.Image, ...]:
-    """Render unseen scenes of a thing in the very style of a reference; these are no part of any picture drawn."""
+    """Render unseen scenes of a thing in the very style of a reference; no picture that is drawn sees them."""
     style = mixture(index).references[which].style
     return tuple(_scene(thing, 500 + k, style) for k in range(count))
 
 
 @lru_cache(maxsize=16)
 def elsewhere(thing: str) -> tuple[Image.Image, ...]:
-    """Render a thing in draws of style that are nobody's reference: what the embeddings of it have in common."""
+    """Render a thing in styles that no reference has: their embeddings show what all pictures of it have in common."""
     draws = [Style.draw(TinyScenes.HELD_OUT + BLENDS + 9000 + k) for k in range(OTHER_DRAWS)]
     return tuple(_scene(thing, 600 + k, style) for k, style in enumerate(draws))
 
@@ -66,7 +66,7 @@ def _scene(thing: str, number: int, style: Style) -> Image.Image:
 
 
 class Ruler:
-    """Shares of the styles in a picture by a network: mean embeddings of real scenes of its thing in each style."""
+    """The shares of styles in a picture by a network, against its mean embeddings of real scenes in each style."""
 
     def __init__(self, encoder: TransformersEncoder):
         self.encoder = encoder
@@ -77,19 +77,19 @@ class Ruler:
         return torch.stack([self.encoder.encode_images(real(index, k, thing)).mean(dim=0) for k in range(count)])
 
     def shares(self, index: int, count: int, thing: str, embedding: Float[Tensor, " dim"]) -> list[float]:
-        """Shares of the ``count`` styles of an index in a picture of ``thing``; they sum to 1."""
+        """The shares of the ``count`` styles of an index in a picture of ``thing``; they sum to 1."""
         ruler, common = self.yardstick(index, count, thing), self.common(thing)
         return style_shares(embedding[None], ruler, center=common)[0][0].tolist()
 
 
 @lru_cache(maxsize=256)
 def reference_palette(index: int, which: int) -> Palette:
-    """Palette of a reference."""
+    """The palette of a reference."""
     return palette_of(mixture(index).references[which].image)
 
 
 def palette_shares(picture: Image.Image, index: int, count: int) -> list[float]:
-    """Shares by palette: in inverse proportion to the distances, s_k = (1 / d_k) / sum_j (1 / d_j)."""
+    """Shares by palette, in inverse proportion to the distances: s_k = (1 / d_k) / sum_j (1 / d_j)."""
     own = palette_of(picture)
     distances = palette_distances([own] * count, [reference_palette(index, k) for k in range(count)])
     closeness = 1 / np.maximum(distances, 1e-6)

@@ -1,4 +1,4 @@
-"""Word errors of the offline transcriber in voices that it never heard, in silence and in noise."""
+"""Word errors of the offline transcriber in voices that it never heard, without noise and with it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,26 +14,26 @@ from context_diffusion.metrics.words import word_errors
 
 from ..training.speech_data import HELD_OUT, NOISES, RATE, UNSEEN, Speech, in_any_order, noise, speech, with_noise
 from .bench import Bench
-from .papers.curves import picture_of
-from .papers.tables import Table
+from .curves import picture_of
 from .report import Report
+from .tables import Table
 
 DECIBELS = (20, 10, 5)  # signal to noise
 AIM = 0.1  # word error rate without noise
 AROUND = RATE // 5  # samples of silence, or of noise alone, before and after
-BEFORE = (0.0, 0.5, 1.0, 1.5)  # seconds of silence before, where that is what is asked
+BEFORE = (0.0, 0.5, 1.0, 1.5)  # seconds of silence before, in the rows that vary it
 
 
 def run(bench: Bench) -> Report:
-    """Rates clean and in noise with intervals, by voice, and whether the confidence tells right from wrong."""
+    """Error rates without noise, in noise and by voice, and whether the confidence tells right from wrong."""
     transcriber = Transcriber.from_pretrained()
     spoken = speech(bench.count(400, 20), HELD_OUT, UNSEEN)
     number = list(range(len(spoken)))
     clean = transcriber.describe_all(recording(spoken, index) for index in number)
     report = Report(notes=[
-        "rate = wrong, missing and surplus words / words said, marks left out; one utterance is one unit",
-        "said by espeak-ng in variants of its voice that were not trained on; four of ten in unheard accents, too",
-        "each utterance meets white, pink and babble noise (other utterances, of the voices trained on) at each level",
+        "rate = wrong, missing and surplus words / words said, without punctuation; one utterance is one unit",
+        "spoken by espeak-ng in variants of its voice that were not trained on, four of ten in unheard accents as well",
+        "each utterance meets white, pink and babble noise (other utterances, in the training voices) at each level",
     ])  # fmt: skip
     report.add("word error rate, clean", rate(spoken, clean), at_most=AIM)
     for name, loose in (("captions and prompts", False), ("words in any order", True)):
@@ -75,7 +75,7 @@ def recording(
     spoken: Speech, index: int, kind: str | None = None, decibels: float = 0.0, others: Speech | None = None,
     *, before: int = AROUND,
 ) -> Sound:  # fmt: skip
-    """One utterance with silence around it, and noise over all of that where a ``kind`` is asked for."""
+    """One utterance with silence around it, and noise of a ``kind``, if any, over all of it."""
     samples = spoken[index]
     length = len(samples) + 2 * AROUND
     if kind is None:
@@ -87,7 +87,7 @@ def recording(
 def rate(
     spoken: Speech, heard: Sequence[Description] | Mapping[int, Description], kept: Sequence[int] | None = None
 ) -> Estimate:
-    """The word error rate of all utterances, or of those of the numbers ``kept``."""
+    """The word error rate of all utterances, or of those whose numbers are ``kept``."""
     kept = range(len(spoken)) if kept is None else kept
     return word_error_rate([spoken.texts[index] for index in kept], [heard[index].text for index in kept])
 

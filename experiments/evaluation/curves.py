@@ -18,7 +18,7 @@ def curves(
     baseline: Mapping[str, Estimate] | None = None,
     best: Mapping[str, Estimate] | None = None,
 ) -> Image.Image:
-    """Draw a panel for each score (row) and sweep (column); dashed is ``baseline`` (plain), dotted ``best`` (real)."""
+    """Draw a panel for each score (row) and sweep (column); dashed: ``baseline`` (plain), dotted: ``best`` (real)."""
     scores = [
         score for score in scores if any(score in point for points in sweeps.values() for point in points.values())
     ]
@@ -36,7 +36,7 @@ def curves(
 
 
 def points(rows: Mapping[str, Mapping[str, Estimate]], scores: Sequence[str]) -> Image.Image:
-    """Draw a panel for each score: a line for each row, its value and interval."""
+    """Draw a panel for each score, with the value and interval of each row on a line of its own."""
     figure = Figure(figsize=(1.8 + 2.3 * len(scores), 0.6 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axis, score in zip(axes, scores, strict=True):

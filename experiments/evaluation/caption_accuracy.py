@@ -1,4 +1,4 @@
-"""Captions of the offline captioner: object, background, sun and style on 500 unseen scenes, read off its words."""
+"""What the offline captioner says of 500 unseen scenes: are object, background, sun and style right?"""
 
 import re
 
@@ -20,7 +20,7 @@ UNSAID = -1
 
 
 def read_caption(text: str) -> dict[str, int]:
-    """Read the class indices off a caption; ``-1`` for what it does not say. No word on a place means ``plain``.
+    """Read the class indices off a caption, ``-1`` for what it does not say; without a place it means ``plain``.
 
     >>> read_caption("a ship by the ocean, neon style")
     {'object': 2, 'background': 3, 'style': 7, 'sun': 0}
@@ -38,12 +38,12 @@ def read_caption(text: str) -> dict[str, int]:
 
 
 def truth(drawn: Rendering) -> dict[str, int]:
-    """The class indices of a scene, under the same names."""
+    """The true class indices of a scene, under the same names."""
     return labels(drawn) | {"sun": int(drawn.scene.sun)}
 
 
 def run(bench: Bench) -> Report:
-    """Four accuracies, how often all are right at once, and whether the confidence says so."""
+    """Four accuracies, how often all four are right, and whether the confidence tells right from wrong."""
     captioner, drawn = Captioner.from_pretrained(), sample(bench.count(500, 40))
     said = captioner.describe_all(one.image for one in drawn)
     read, known = [read_caption(one.text) for one in said], [truth(one) for one in drawn]

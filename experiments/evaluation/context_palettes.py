@@ -1,8 +1,8 @@
-"""Do contexts carry their palette and style, and what are the statistic token and the held colour worth.
+"""Do contexts pass on their palette and style, and what are the statistic token and the held colour worth?
 
-The measure is the earth mover's distance of palettes in Lab from the picture to its own contexts, over that to the
-contexts of other draws of the *same named style*: 1 where contexts tell no more than the style's name, and for a real
-further scene of the same draw what is printed last.
+The measure is a ratio: the earth mover's distance in Lab from the picture's palette to that of its own contexts, over
+its distance to the contexts of other draws of the *same named style*. It is 1 where contexts tell no more than the
+style's name; the last line says what it is for a further real scene of the same draw.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from context_diffusion.context.contexts import HIDDEN, TokenContexts
 from context_diffusion.context.model import ContextDiffusion
+from context_diffusion.context.request import Request
 from context_diffusion.metrics import Estimate, Palette, palette_distances, palette_of
 from context_diffusion.metrics.estimates import estimate_from_influence
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering
 
 from .accuracy import accuracy
 from .bench import Bench
-from .drawing import Order
 from .report import Report
 from .sheets import labelled_sheet
 from .unseen import CONTEXT, OTHERS, content, unseen, unseen_group
@@ -32,18 +32,18 @@ SHOWN = 3  # contexts of a group; its fourth picture is the real further scene
 
 
 class WithoutStatistic(TokenContexts):
-    """The same contexts with their last token, the one made of the removed statistics, set to zero."""
+    """The same contexts, with their last token set to zero: the one made of the removed statistics."""
 
     @torch.inference_mode()
     def tokens(self, contexts: Sequence[Image.Image], weights: Sequence[float]) -> Float[Tensor, "1 tokens dim"]:
-        """Turn contexts into tokens of which the last says nothing."""
+        """Turn contexts into tokens, the last of which says nothing."""
         tokens = super().tokens(contexts, weights)
         return torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of the table: how many contexts, what the prompt says besides, and what of the contexts is let act."""
+    """One row of the table: how many contexts, what the prompt says, and which effects of the contexts are left on."""
 
     name: str
     contexts: int
@@ -67,6 +67,7 @@ CONDITIONS = (
 
 def run(bench: Bench) -> Report:
     """Palette distance ratio, style and object accuracy for one to three contexts."""
+    bench.need("context_projector", "judge")
     count = bench.count(80, 4)
     styles = [STYLES[i % len(STYLES)] for i in range(count)]
     groups = [unseen_group(CONTEXT + i, style, SHOWN + 1) for i, style in enumerate(styles)]
@@ -75,13 +76,13 @@ def run(bench: Bench) -> Report:
     contexts, model = [[one.image for one in group[:SHOWN]] for group in groups], bench.model
     report = Report(notes=[
         f"{count} groups of contexts, {RIVALS} other draws of the same style for each; a group is one unit",
-        "ratio of the mean distances; the statistic token is removed by zeroing it in a model trained with it: that "
-        "shows what the token carries, not what a model trained without it would have learned",
+        "ratio of the mean distances; the statistic token is zeroed in a model that was trained with it: that shows "
+        "what the token carries, not what a model trained without it would have learned",
     ])  # fmt: skip
     rows = {"a context": [images[0] for images in contexts]}
     for condition in CONDITIONS:
-        orders = condition_orders(condition, contexts, [content(scene) for scene in scenes], styles)
-        pictures = bench.draw(orders, condition.name, reduced(model, condition))
+        requests = condition_requests(condition, contexts, [content(scene) for scene in scenes], styles)
+        pictures = bench.draw(requests, reduced(model, condition))
         shown = condition.contexts or SHOWN
         report.add(
             f"palette ratio, {condition.name}",
@@ -102,22 +103,22 @@ def run(bench: Bench) -> Report:
 
 
 def reduced(model: ContextDiffusion, condition: Condition) -> ContextDiffusion:
-    """The same model with what the condition leaves of what contexts do."""
+    """The same model, with only those effects of contexts that the condition leaves on."""
     kind = TokenContexts if condition.statistic else WithoutStatistic
     parts = model.contexts.vision, model.contexts.projector
     return ContextDiffusion(model.pipeline, model.model, kind(*parts, held_below=condition.held_below))
 
 
-def condition_orders(
+def condition_requests(
     condition: Condition, contexts: Sequence[Sequence[Image.Image]], contents: Sequence[str], styles: Sequence[str]
-) -> list[Order]:
-    """One order for each group; its seed is the group's number."""
+) -> list[Request]:
+    """One request for each group; its seed is the group's number."""
     prompts = {
         "content": contents,
         "content and style": [f"{what}, {style} style" for what, style in zip(contents, styles, strict=True)],
         "nothing": [""] * len(contents),
     }[condition.prompt]
-    return [Order(prompts[i], tuple(contexts[i][: condition.contexts]), seed=i) for i in range(len(contents))]
+    return [Request(None, tuple(contexts[i][: condition.contexts]), prompts[i], seed=i) for i in range(len(contents))]
 
 
 def palette_ratio(
@@ -125,7 +126,7 @@ def palette_ratio(
     own: Sequence[Sequence[Image.Image]],
     rivals: Sequence[Sequence[Sequence[Rendering]]],
 ) -> Estimate:
-    """Distance of each picture's palette from its contexts', over its mean distance from the rivals'."""
+    """The distance of each picture's palette from its contexts', over its mean distance from the rivals'."""
     palettes = [palette_of(picture) for picture in pictures]
     near = palette_distances(palettes, [palette_of(list(contexts)) for contexts in own])
     far = [_mean_distance(palette, groups) for palette, groups in zip(palettes, rivals, strict=True)]
@@ -138,9 +139,9 @@ def _mean_distance(palette: Palette, groups: Sequence[Sequence[Rendering]]) -> f
 
 
 def estimate_ratio(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> Estimate:
-    """Estimate mean(first) / mean(second), the pairs being the units.
+    """Estimate mean(first) / mean(second); the pairs are the units.
 
-    To first order a pair (a, b) moves the ratio R by (a - R b) / mean(b) (the delta method), which is bootstrapped.
+    To first order a pair (a, b) moves the ratio R by (a - R b) / mean(b) (the delta method); these are bootstrapped.
     """
     ratio = first.mean() / second.mean()
     return estimate_from_influence(float(ratio), [(first - ratio * second) / second.mean()], n=len(first))

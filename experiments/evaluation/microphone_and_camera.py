@@ -1,9 +1,9 @@
 """From a microphone and a camera to a picture: "a boat by the sea", spoken, and a photograph of another style.
 
 Fifty runs, ten styles by five voices: espeak-ng says the sentence in voices that no training heard, each at a speed and
-pitch of its own; the photograph shows another object in an unseen draw of the style. The transcript is the prompt, the
-photograph the context image of :class:`~context_diffusion.ContextDiffusion`, and its style's name, read off it by the
-captioner, stands in the prompt too. A run is right where the judge sees a boat *and* the style.
+pitch of its own; the photograph shows another object in an unseen draw of the style. The transcript is the prompt, and
+the photograph is the context image of :class:`~context_diffusion.ContextDiffusion`; the name of its style, which the
+captioner reads off it, goes into the prompt too. A run is right where the judge sees a boat *and* the style.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
+from context_diffusion.context.request import Request
 from context_diffusion.fusion import Description, fuse_prompts
 from context_diffusion.fusion.caption import Captioner
 from context_diffusion.fusion.only import Only
@@ -23,11 +24,10 @@ from context_diffusion.scenes import OBJECTS, STYLES
 from ..training.speech_data import HELD_OUT, RATE, UNSEEN, Utterance, say
 from .accuracy import accuracy
 from .bench import Bench
-from .drawing import Order
 from .photograph import photographed
 from .report import Report
 from .sheets import labelled_sheet
-from .speech import AROUND
+from .transcripts import AROUND
 from .unseen import unseen
 
 SENTENCE = "a boat by the sea"
@@ -79,6 +79,7 @@ def draw_run(number: int) -> Run:
 
 def run(bench: Bench) -> Report:
     """Draw every row of the table from the same runs and seeds, and let the judge look."""
+    bench.need("context_projector or ip-adapter", "judge")
     transcriber, captioner, judge = Transcriber.from_pretrained(), Captioner.from_pretrained(), bench.judge
     runs = [draw_run(number) for number in range(VOICES * len(STYLES))][: bench.count(VOICES * len(STYLES), 4)]
     spoken = [say(one.utterance) for one in runs]
@@ -87,8 +88,8 @@ def run(bench: Bench) -> Report:
     styles = [Only(said, "style").describe() for said in captioner.describe_all(one.photograph for one in runs)]
     report = Report(notes=[
         f"{len(runs)} runs are the units: {len(STYLES)} styles in turn, {len(UNSEEN)} voices of espeak-ng in turn",
-        f"recordings have {AROUND / RATE:g} s of silence before and after what is said, but for the row that says not",
-        f'the models were trained on sentences like "{SENTENCE}", never in these voices, and on no photograph',
+        f"recordings have {AROUND / RATE:g} s of silence before and after what is said, except in the row that says so",
+        f'the models were trained on sentences like "{SENTENCE}", but never in these voices, and on no photograph',
     ])  # fmt: skip
     for name, texts in (("", heard), (", recording without silence around it", tight)):
         right = estimate_rate([said.text == SENTENCE for said in texts])
@@ -97,7 +98,7 @@ def run(bench: Bench) -> Report:
     report.add("style word read off the photograph", estimate_rate(read))
     found: dict[str, Bool[np.ndarray, " runs"]] = {}
     for condition in CONDITIONS:
-        pictures = bench.draw(orders(condition, runs, heard, styles), condition.name)
+        pictures = bench.draw(requests(condition, runs, heard, styles))
         found[condition.name] = add_scores(report, condition, judge(pictures), runs)
         distances = palette_distances(pictures, [one.picture for one in runs])
         report.add(f"palette distance to the picture, {condition.name}", estimate_mean(distances))
@@ -107,20 +108,20 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def orders(
+def requests(
     condition: Condition, runs: Sequence[Run], heard: Sequence[Description], styles: Sequence[Description]
-) -> list[Order]:
-    """One order for each run; its seed is the run's number."""
+) -> list[Request]:
+    """One request for each run; its seed is the run's number."""
     made = []
     for seed, (one, said, style) in enumerate(zip(runs, heard, styles, strict=True)):
         words = [said if condition.spoken else Description(SENTENCE), *([style] if condition.style_word else [])]
         context = {"photograph": (one.photograph,), "picture": (one.picture,), None: ()}[condition.context]
-        made.append(Order(fused(words), context, seed=seed))
+        made.append(Request(None, context, fused(words), seed=seed))
     return made
 
 
 def fused(words: Sequence[Description]) -> str:
-    """Make one prompt of those that say anything; an empty one where none does."""
+    """Fuse those that say anything into one prompt; an empty one if none does."""
     said = [one for one in words if one.text and one.confidence]
     return str(fuse_prompts(said)) if said else ""
 
@@ -139,7 +140,7 @@ def add_scores(
 
 
 def add_comparisons(report: Report, found: Mapping[str, Bool[np.ndarray, " runs"]], runs: Sequence[Run]) -> None:
-    """Add what each other row has more than the first, run by run, and the first by style."""
+    """Add how each other row differs from the first, run by run, and the first style by style."""
     first, *others = found
     for name in others:
         difference = estimate_difference(found[name].astype(float), found[first].astype(float))
@@ -150,7 +151,7 @@ def add_comparisons(report: Report, found: Mapping[str, Bool[np.ndarray, " runs"
 
 
 def sheet(runs: Sequence[Run], pictures: Sequence[Image.Image]) -> Image.Image:
-    """Lay out every run, a style a row: the photograph, and what was drawn."""
+    """Every run, one row for each style: the photograph, and what was drawn."""
     rows: dict[str, list[Image.Image]] = {}
     for one, picture in zip(runs, pictures, strict=True):
         rows.setdefault(one.style, []).extend([one.photograph, picture])

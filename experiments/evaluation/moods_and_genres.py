@@ -1,4 +1,4 @@
-"""Mood and genre of 500 unseen pieces by zero-shot descriptions, against the nearest class mean of hand features."""
+"""Mood and genre of 500 unseen pieces by zero-shot descriptions, against the nearest class mean of simple features."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,8 @@ from context_diffusion.melodies import GENRES, HELD_OUT, MOODS, RATE, Piece, ren
 from context_diffusion.metrics import estimate_difference, estimate_mean, estimate_rate
 
 from .bench import Bench
+from .curves import picture_of
 from .hand_features import NearestMean, hand_features
-from .papers.curves import picture_of
 from .report import Report
 
 KINDS = {"mood": (MOODS, MOOD_DESCRIPTIONS), "genre": (GENRES, GENRE_DESCRIPTIONS)}
@@ -35,7 +35,7 @@ def run(bench: Bench) -> Report:
     heard = [read_sound(sound, tagger.rate, rate=RATE) for sound in sounds]
     report = Report(notes=[
         "one piece is one unit; moods and genres are equally frequent, so chance is 1/6",
-        f"the baseline: nearest class mean of {len(measured[0])} hand features, learned from {len(known)} pieces",
+        f"baseline: the nearest class mean of {len(measured[0])} hand-made features, learned from {len(known)} pieces",
     ])  # fmt: skip
     every = [text for _, descriptions in KINDS.values() for text in descriptions.values()]
     logits = tagger.logits(heard, every).split([len(names) for names, _ in KINDS.values()], dim=1)
@@ -74,7 +74,7 @@ def confusion(
 def draw_confusions(
     counts: Mapping[str, Int[np.ndarray, "classes classes"]], names: Mapping[str, Sequence[str]]
 ) -> Image.Image:
-    """Draw each table of counts: what a piece is by row, what it is called by column, shares of the row as shades."""
+    """Draw each table of counts: what a piece is (rows), what it is called (columns); the shade is the row's share."""
     figure = Figure(figsize=(5.2 * len(counts), 4.6), layout="constrained")
     for axes, (kind, table) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
         shares: Float[np.ndarray, "classes classes"] = table / np.maximum(1, table.sum(axis=1, keepdims=True))

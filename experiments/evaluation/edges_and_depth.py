@@ -1,28 +1,31 @@
-"""Does the picture keep the query's layout: edges and depth, with a ControlNet and without.
+"""Does the picture keep the query's layout? Edges and depth, with a ControlNet and without.
 
-A texture has edges of its own, and no picture in halftone can have the edges of a plain drawing and no others. So the
-table ends with what is to be had at most: the same layout, really drawn in the style of the prompt.
+Texture has edges of its own: no halftone picture can have exactly the edges of a plain drawing. So the table ends with
+the most that can be reached: the same layout, really drawn in the style of the prompt.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from context_diffusion.context.model import ContextDiffusion
+from context_diffusion.context.request import Request
+from context_diffusion.control import DepthEstimator
+from context_diffusion.images import resize
 from context_diffusion.metrics import depth_rank_correlations, edge_f1_scores, estimate_difference, estimate_mean
 from context_diffusion.scenes import STYLES, Rendering, caption, render
 
 from .bench import Bench
-from .drawing import Order
-from .papers.tables import Table
 from .report import Report
 from .sheets import labelled_sheet
+from .tables import Table
 from .unseen import LAYOUT, query, seed_of, style_draw
 
 THRESHOLDS = (100, 200)  # those of control.canny_map
-OUTLINED = ("flat", "line art", "neon", "blueprint")  # styles that draw no texture on a surface
+OUTLINED = ("flat", "line art", "neon", "blueprint")  # styles without texture
 OFF, REAL = "no ControlNet", "really drawn"
 BOTH = "canny in both branches"  # of guidance
 WEAK = "canny at scale 1"
@@ -36,20 +39,21 @@ def run(bench: Bench) -> Report:
     draws = [style_draw(LAYOUT + i, style) for i, style in enumerate(styles)]
     prompts = [caption(one.scene, style) for one, style in zip(queries, draws, strict=True)]
     report = Report(notes=[
-        "edge F1: Canny at 100 and 200 on both pictures, 2 pixels of tolerance; depth: the estimator's of the picture "
-        "against the scene's exact one; one query is one unit",
-        f"plain styles are {', '.join(OUTLINED)}: the others draw texture, whose edges no query has",
+        "edge F1: Canny at 100 and 200 on both pictures, 2 pixels of tolerance; depth: what the estimator sees in the "
+        "picture against the scene's exact depth; one query is one unit",
+        f"plain styles are {', '.join(OUTLINED)}: the others have texture, whose edges no query has",
     ])  # fmt: skip
-    drawn = {OFF: bench.draw([Order(prompt, seed=i) for i, prompt in enumerate(prompts)], OFF)}
+    drawn = {OFF: bench.draw([Request(prompt=prompt, seed=i) for i, prompt in enumerate(prompts)])}
     for kind in ("canny", "depth"):
         if bench.has(f"controlnet-{kind}") and (kind == "canny" or bench.has("depth")):
-            orders = [Order(p, (), queries[i].image, kind, i) for i, p in enumerate(prompts)]
-            drawn[kind] = bench.draw(orders, f"ControlNet {kind}")
+            requests = [Request(queries[i].image, (), p, layout=kind, seed=i) for i, p in enumerate(prompts)]
+            drawn[kind] = bench.draw(requests)
             if kind == "canny":
-                drawn[WEAK] = bench.draw(orders, WEAK, changed(bench.model, control_scale=1.0))
-                drawn[BOTH] = bench.draw(orders, BOTH, changed(bench.model, control_scale=1.0, guided_control=False))
+                weak = [replace(request, control_scale=1.0) for request in requests]
+                drawn[WEAK] = bench.draw(weak)
+                drawn[BOTH] = bench.draw(weak, in_both_branches(bench.model))
         else:
-            report.notes.append(f"not measured for want of weights: {kind}")
+            report.notes.append(f"not measured, for lack of weights: {kind}")
     drawn[REAL] = [
         render(one.scene, style, seed_of(LAYOUT + i)).image
         for i, (one, style) in enumerate(zip(queries, draws, strict=True))
@@ -63,20 +67,31 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def changed(model: ContextDiffusion, **row) -> ContextDiffusion:
-    """The same model with another row in the table of models.
+def in_both_branches(model: ContextDiffusion) -> ContextDiffusion:
+    """The same model with its ControlNets in both branches, as diffusers has them: guidance does not amplify them."""
+    return ContextDiffusion(model.pipeline, replace(model.model, guided_control=False), model.contexts)
 
-    ``guided_control=False`` puts its ControlNets in both branches as diffusers does: guidance does not amplify them.
-    """
-    return ContextDiffusion(model.pipeline, replace(model.model, **row), model.contexts)
+
+def edges_kept(pictures: Sequence[Image.Image], queries: Sequence[Image.Image]) -> Float[np.ndarray, " pictures"]:
+    """Edge F1 of each picture and its query, at the query's size, whatever the size that the model draws."""
+    resized = [resize(picture, query.size) for picture, query in zip(pictures, queries, strict=True)]
+    return edge_f1_scores(resized, queries, thresholds=THRESHOLDS)
+
+
+def depth_kept(
+    estimator: DepthEstimator, pictures: Sequence[Image.Image], scenes: Sequence[Rendering]
+) -> Float[np.ndarray, " pictures"]:
+    """Rank correlation of each picture's estimated depth with the exact depth of its scene, at the scene's size."""
+    resized = [resize(picture, scene.image.size) for picture, scene in zip(pictures, scenes, strict=True)]
+    return depth_rank_correlations(map(estimator, resized), [scene.depth for scene in scenes])
 
 
 def add_edges(
     report: Report, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering], styles: np.ndarray
 ) -> None:
-    """Add edge F1 over all styles, the plain ones and each, and what guidance and the Canny ControlNet add to it."""
+    """Add edge F1 over all styles, the plain ones and each, and what the Canny ControlNet and guidance add to it."""
     targets, plain = [one.image for one in queries], np.isin(styles, OUTLINED)
-    scores = {key: edge_f1_scores(pictures, targets, thresholds=THRESHOLDS) for key, pictures in drawn.items()}
+    scores = {key: edges_kept(pictures, targets) for key, pictures in drawn.items()}
     for key, values in scores.items():
         report.add(f"edge F1, {key}", estimate_mean(values), at_least=0.75 if key == "canny" else None)
         report.add(f"edge F1, {key}, plain styles", estimate_mean(values[plain]))
@@ -94,10 +109,7 @@ def add_edges(
 
 def add_depth(report: Report, bench: Bench, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering]) -> None:
     """Add the rank correlation of depths, and what the depth ControlNet adds to it."""
-    scores = {
-        key: depth_rank_correlations(map(bench.depth, pictures), [one.depth for one in queries])
-        for key, pictures in drawn.items()
-    }
+    scores = {key: depth_kept(bench.depth, pictures, queries) for key, pictures in drawn.items()}
     for key, values in scores.items():
         report.add(f"depth rank correlation, {key}", estimate_mean(values))
     if "depth" in scores:

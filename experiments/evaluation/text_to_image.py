@@ -1,16 +1,16 @@
-"""Text to image: 12 objects x 10 styles x 4 consecutive seeds, judged by a classifier trained apart on real scenes."""
+"""Text to image: 12 objects x 10 styles x 4 consecutive seeds, judged by a classifier trained on real scenes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from context_diffusion.context.request import Request
 from context_diffusion.images import image_grid
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
 
 from .accuracy import accuracy
 from .bench import Bench
-from .drawing import Order
 from .reconstruction import originals_and_decoded
 from .report import Report
 from .sheets import labelled_sheet
@@ -25,7 +25,7 @@ def background(object: str, style: str) -> str:
 
 
 def text_prompt(object: str, style: str) -> str:
-    """Say a pair as the captions do.
+    """Name a pair as the captions do.
 
     >>> text_prompt("boat", "watercolor")
     'a boat, watercolor style'
@@ -33,12 +33,12 @@ def text_prompt(object: str, style: str) -> str:
     return f"{content(Scene(object, background(object, style), sun=False))}, {style} style"
 
 
-def text_orders(
+def text_requests(
     objects: Sequence[str] = OBJECTS, styles: Sequence[str] = STYLES, seeds: Sequence[int] = SEEDS
-) -> list[tuple[str, str, Order]]:
-    """List (object, style, order) for every object in every style with every seed, the seeds side by side."""
+) -> list[tuple[str, str, Request]]:
+    """(object, style, request) for every object in every style with every seed, the seeds next to each other."""
     return [
-        (object, style, Order(text_prompt(object, style), seed=seed))
+        (object, style, Request(prompt=text_prompt(object, style), seed=seed))
         for style in styles
         for object in objects
         for seed in seeds
@@ -46,12 +46,12 @@ def text_orders(
 
 
 def run(bench: Bench) -> Report:
-    """Draw, judge, and put what the judge says of real scenes beside it."""
+    """Draw, judge, and compare with what the judge says of real scenes."""
     judge = bench.judge
     objects, styles, seeds = (OBJECTS[:3], STYLES[:3], range(2)) if bench.quick else (OBJECTS, STYLES, SEEDS)
-    asked = text_orders(objects, styles, seeds)
-    pictures = bench.draw([order for *_, order in asked], "text to image")
-    seen, prompts = judge(pictures), [order.prompt for *_, order in asked]
+    asked = text_requests(objects, styles, seeds)
+    pictures = bench.draw([request for *_, request in asked])
+    seen, prompts = judge(pictures), [request.prompt for *_, request in asked]
     wanted = {
         "object": [OBJECTS.index(object) for object, *_ in asked],
         "style": [STYLES.index(style) for _, style, _ in asked],
@@ -71,7 +71,7 @@ def run(bench: Bench) -> Report:
 
 
 def add_ceiling(report: Report, bench: Bench) -> None:
-    """Add the judge's accuracy on unseen real scenes, and on the same after the autoencoder: the sampler's ceiling."""
+    """Add the judge's accuracy on unseen real scenes, plain and through the autoencoder: the sampler's ceiling."""
     pixels, decoded = originals_and_decoded(bench)
     drawn = sample(len(pixels))
     for name, shown in (("real scenes", pixels), ("decoded real scenes", decoded)):
@@ -84,7 +84,7 @@ def add_ceiling(report: Report, bench: Bench) -> None:
 def sheets(
     pictures: Sequence[Image.Image], objects: Sequence[str], styles: Sequence[str], seeds: int
 ) -> dict[str, Image.Image]:
-    """Lay out the first seed of every pair, and all seeds of every pair as a square of their own."""
+    """Two sheets: the first seed of every pair, and all seeds of every pair in a square of their own."""
     width = len(objects) * seeds
     rows = {style: list(pictures[i * width : (i + 1) * width]) for i, style in enumerate(styles)}
     first = {style: row[::seeds] for style, row in rows.items()}

@@ -1,7 +1,8 @@
-"""Tables of estimates as Markdown, CSV and LaTeX, with the published numbers in a column beside ours."""
+"""Tables of estimates in Markdown, CSV and LaTeX, with the published numbers in a column next to ours."""
 
 import csv
 import io
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper printed: where, and ``numbers[row][score]`` as it stands there, spread and all.
+    """What a paper printed: where, and ``numbers[row][score]`` verbatim, with its spread.
 
-    ``compare`` says what of it may be compared with ours, and what may not.
+    ``compare`` says what may be compared with our numbers, and what may not.
     """
 
     source: str = ""
@@ -28,14 +29,14 @@ class Published:
 
 
 def published(name: str) -> Published:
-    """Read the published numbers of a table, from ``published.toml``."""
+    """Read the published numbers of a table from ``published.toml``; nothing where no paper has any."""
     entry = tomllib.loads(PUBLISHED.read_text(encoding="utf-8")).get(name)
     return Published(entry["source"], entry["rows"], entry["compare"]) if entry else Published()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of estimates; ``lower`` names the columns in which less is better."""
+    """Rows of estimates; ``lower`` names the columns in which lower is better."""
 
     title: str
     rows: Mapping[str, Mapping[str, Estimate]]
@@ -45,15 +46,15 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Every score of any row, in order."""
+        """Every score that any row has, in order."""
         return list(dict.fromkeys(score for row in self.rows.values() for score in row))
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Lay out header and body; published numbers follow the score that they belong to, or end the row."""
+        """Header and body; published numbers follow the score that they belong to, or end the row."""
         known = list(dict.fromkeys(score for row in self.published.numbers.values() for score in row))
         header, body = [""], [[name] for name in self.rows]
         for score in self.columns:
-            header.append(f"{score} ({'less' if score in self.lower else 'more'} is better)")
+            header.append(f"{score} ({'lower' if score in self.lower else 'higher'} is better)")
             for line, row in zip(body, self.rows.values(), strict=True):
                 line.append(self.show(row[score]) if score in row else "")
             if score in known:
@@ -69,8 +70,9 @@ class Table:
             line.append(self.published.numbers.get(line[0], {}).get(score, ""))
 
     def show(self, estimate: Estimate) -> str:
-        """Value and 95 % interval."""
-        return f"{estimate.value:.{self.digits}f} [{estimate.low:.{self.digits}f}, {estimate.high:.{self.digits}f}]"
+        """Value and 95 % interval; one unit has no interval."""
+        value, low, high = (f"{number:.{self.digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+        return f"{value} [{low}, {high}]" if math.isfinite(estimate.low) else value
 
     def markdown(self) -> str:
         """The table for a page."""

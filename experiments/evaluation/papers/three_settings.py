@@ -1,8 +1,8 @@
-"""Context Diffusion's protocol (Najdenkoska et al. 2023, Tables 1 to 3): C+P, C and P; in and out of domain; 1 and 3.
+"""Context Diffusion's protocol (Najdenkoska et al. 2023, Tables 1 to 3): three settings, one and three contexts.
 
-C+P gets contexts and a prompt, C contexts alone, P a prompt alone; the query is there in all. In domain the query is
-an unseen scene; out of domain it is a photograph or a drawing made by hand. The contexts are scenes of one style draw,
-and the prompt names that style too, so that P is a fair rival.
+C+P gets contexts and a prompt, C contexts alone, P a prompt alone; all three get the query. In domain, the query is an
+unseen scene; out of domain, a photograph or a drawing made by hand. The contexts are scenes of one style draw, and the
+prompt names that style too, so that P is a fair rival.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from functools import lru_cache
 
 from PIL import Image
 
-from context_diffusion.checkpoints import find_model
 from context_diffusion.context.contexts import HIDDEN
-from context_diffusion.metrics import edge_f1_scores, palette_distances, palette_of
+from context_diffusion.context.request import Request
+from context_diffusion.metrics import palette_distances, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES
 from context_diffusion.scenes.vocabulary import article
 
 from ..bench import Bench
+from ..claims import Claim, decide
 from ..domain import drawings, photographs
-from ..drawing import Order
-from ..layout import THRESHOLDS
+from ..edges_and_depth import edges_kept
 from ..report import Report
+from ..results import Results, Scores, Unit
 from ..sheets import labelled_sheet
+from ..tables import Table, published
+from ..units import carry_out
 from ..unseen import DOMAIN, SETTINGS, query, unseen_group
-from .claims import Claim, decide
 from .scorers import Scorers, drawn_by
-from .tables import Table, published
-from .units import Results, Scores, Unit
 
 SHOTS = (1, 3)  # contexts
 IN, OUT = "in domain", "out of domain"
@@ -41,30 +41,36 @@ class Case:
     query: Image.Image
     contexts: tuple[Image.Image, ...]
     prompt: str
-    thing: str  # what the judge should see; "" where it knows no word for it
+    thing: str  # what the judge should see; "" where it has no class for it
     style: str
 
 
+def run(bench: Bench) -> Report | None:
+    """Draw and score forty queries in domain, and those from outside, in every setting."""
+    return carry_out(ContextSettings(bench, count=bench.first(40, 8)), bench.work)
+
+
 class ContextSettings:
-    """Cases x settings."""
+    """Cases x settings; raises ``FileNotFoundError`` for a model without a Canny ControlNet or without contexts."""
 
     name = "settings"
 
-    def __init__(self, bench: Bench, *, count: int = 40, seeds: int = 2) -> None:
-        self.bench, self.count, self.seeds, self.scorers = bench, count, seeds, Scorers(bench)
+    def __init__(self, bench: Bench, *, count: int, seeds: int = 2) -> None:
+        bench.need("controlnet-canny", "context_projector or ip-adapter")
+        self.bench, self.count, self.seeds, self.scorers = bench, count, seeds, Scorers(bench, "judge")
 
     def about(self) -> dict:
         """The model and the settings."""
         return {
-            **drawn_by(self.bench, "image_encoder", "context_projector", "controlnet-canny"),
+            **drawn_by(self.bench, "image_encoder", "context_projector", "ip-adapter", "controlnet-canny"),
             "shots": list(SHOTS),
-            "control scale": find_model(self.bench.name).control_scale,
+            "control": [self.bench.row.control_scale, self.bench.row.guided_control],
             "colour held below": HIDDEN,
-            "scorers": self.scorers.about("judge"),
+            "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
-        """Every case in every setting; out of domain the few queries are drawn with several seeds."""
+        """Every case in every setting; the few queries out of domain are drawn with several seeds."""
         inside = [Unit(s, i) for i in range(self.count) for s in names(IN)]
         outside = range(min(self.count, len(outside_queries())))
         return inside + [Unit(s, i, seed) for i in outside for seed in range(self.seeds) for s in names(OUT)]
@@ -75,7 +81,8 @@ class ContextSettings:
         case = case_of(domain, unit.index)
         seed = unit.index if domain == IN else unit.seed
         prompt = "" if setting == "C" else case.prompt
-        return self.bench.draw([Order(prompt, case.contexts[:shots], case.query, "canny", seed)], label=None)
+        request = Request(case.query, case.contexts[:shots], prompt, layout="canny", seed=seed)
+        return self.bench.draw([request], progress=False)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Score one picture against its query, contexts and prompt."""
@@ -84,21 +91,22 @@ class ContextSettings:
         own = palette_of(list(case.contexts))
         scores = {
             "palette distance": palette_distances(pictures, own).tolist(),
-            "edge F1": edge_f1_scores(list(pictures), [case.query], thresholds=THRESHOLDS).tolist(),
+            "edge F1": edges_kept(pictures, [case.query]).tolist(),
         }
-        if self.scorers.judge is not None:
-            seen = self.scorers.judge(pictures)
+        if "judge" in self.scorers.networks:
+            seen = self.scorers.networks["judge"](pictures)
             scores["style"] = [float(seen["style"][0] == STYLES.index(case.style))]
             if case.thing:
                 scores["object"] = [float(seen["object"][0] == OBJECTS.index(case.thing))]
         return scores
 
     def report(self, results: Results) -> Report:
-        """The nine numbers in and out of domain, what contexts add, and a sheet of each domain."""
+        """The table, the claims, and a sheet of each domain."""
         rows = {setting: results.estimates(setting, SCORES) for domain in (IN, OUT) for setting in names(domain)}
         report = Report(notes=[
             f"{self.count} unseen queries, and {len(outside_queries())} from elsewhere x {self.seeds} seeds; the query "
             f"is the unit; palette distance: of the picture from its three contexts; {self.bench.steps} steps",
+            *self.scorers.notes(),
         ])  # fmt: skip
         report.add_table("scores", Table("Context Diffusion", rows, published("settings"), ("palette distance",)))
         report.claims = [claim for domain in (IN, OUT) for claim in claims(results, domain)]
@@ -108,7 +116,7 @@ class ContextSettings:
 
 
 def names(domain: str) -> list[str]:
-    """Name the settings of a domain.
+    """The settings of a domain.
 
     >>> names("in domain")[:2]
     ['C+P, 1 context, in domain', 'C, 1 context, in domain']
@@ -131,7 +139,7 @@ def outside_queries() -> tuple:
 
 @lru_cache(maxsize=128)
 def case_of(domain: str, index: int) -> Case:
-    """Draw or read the case of a number, the ten styles in turn."""
+    """Draw or read the case of a number, with the ten styles in turn."""
     style = STYLES[index % len(STYLES)]
     if domain == IN:
         drawn = query(SETTINGS + index, index, object=OBJECTS[index % len(OBJECTS)])
@@ -150,24 +158,18 @@ def claims(results: Results, domain: str) -> list[Claim]:
     both, alone, prompt = f"C+P, 3 contexts, {domain}", f"C, 3 contexts, {domain}", f"P, {domain}"
     one = f"C+P, 1 context, {domain}"
     asked = [
-        (
-            f"{domain}: contexts and prompt carry more palette than the prompt",
-            both,
-            prompt,
-            "palette distance",
-            "below",
-        ),
-        (f"{domain}: contexts alone, more palette than by the prompt", alone, prompt, "palette distance", "below"),
-        (f"{domain}: with a prompt more objects than by contexts alone", both, alone, "object", "above"),
-        (f"{domain}: contexts cost no object beside the prompt", both, prompt, "object", "not below"),
-        (f"{domain}: contexts cost no edges beside the prompt", both, prompt, "edge F1", "not below"),
-        (f"{domain}: three contexts, more palette than by one", both, one, "palette distance", "below"),
+        ("contexts and prompt pass on more palette than the prompt", both, prompt, "palette distance", "below"),
+        ("contexts alone pass on more palette than the prompt", alone, prompt, "palette distance", "below"),
+        ("contexts and prompt draw more objects than contexts alone", both, alone, "object", "above"),
+        ("contexts added to the prompt cost no object", both, prompt, "object", "not below"),
+        ("contexts added to the prompt cost no edges", both, prompt, "edge F1", "not below"),
+        ("three contexts pass on more palette than one", both, one, "palette distance", "below"),
     ]
-    return decide(results, asked)
+    return decide(results, [(f"{domain}: {text}", *rest) for text, *rest in asked])
 
 
 def sheet(results: Results, domain: str, count: int) -> Image.Image:
-    """Show the first queries of a domain, a context of each, and every setting, seed 0."""
+    """Show the first queries of a domain, a context of each, and the picture of seed 0 in every setting."""
     shown = range(count)
     rows = {
         "query": [case_of(domain, i).query for i in shown],

@@ -1,0 +1,7 @@
+"""``python -m experiments.evaluation``: see :mod:`.harness`."""
+
+import sys
+
+from .harness import main
+
+sys.exit(main())

@@ -1,0 +1,156 @@
+"""Score models: draw, measure, print, and write tables, claims and figures.
+
+python -m experiments.evaluation offline                      every score of the offline models -> figures/offline/
+python -m experiments.evaluation text context                 two of them
+python -m experiments.evaluation papers                       the papers' protocols -> figures/evaluation/
+python -m experiments.evaluation papers offline --quick       the least that proves they run, not to be quoted
+python -m experiments.evaluation style-sets --model sdxl --prompts hundred-styles
+torchrun --nproc-per-node 4 -m experiments.evaluation papers --model sdxl
+
+The offline scores take some ten minutes on two cores, the papers' protocols hours. These keep every picture and score
+in --work as it is made: interrupt them at any time and start them again.
+"""
+
+import argparse
+import importlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from context_diffusion.checkpoints import DEFAULT, find_model
+from context_diffusion.checks import hint
+from context_diffusion.files import ROOT
+
+if TYPE_CHECKING:
+    from .bench import Bench
+
+COMMAND = "python -m experiments.evaluation"
+OFFLINE = {  # name -> module; each has run(bench) -> Report
+    "reconstruction": "reconstruction", "clip": "zero_shot", "text": "text_to_image", "layout": "edges_and_depth",
+    "context": "context_palettes", "domain": "domain", "finetuned": "finetuned", "captions": "caption_accuracy",
+    "music": "moods_and_genres", "speech": "transcripts", "fusion": "microphone_and_camera", "speed": "speed",
+}  # fmt: skip
+PAPERS = {  # these work by units, so run(bench) is None while other processes are still at work
+    "style-sets": "papers.sets", "references": "papers.references", "blends": "papers.blends",
+    "settings": "papers.three_settings", "control": "papers.control_scales",
+}  # fmt: skip
+PROTOCOLS = OFFLINE | PAPERS
+WORK = ROOT / "build" / "evaluation"
+OFFLINE_STEPS = 25
+SEEDS = 3
+GROUPS = {"offline": OFFLINE, "papers": PAPERS}
+FOLDERS = {"offline": ROOT / "figures" / "offline", "papers": ROOT / "figures" / "evaluation"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the arguments."""
+    parser = argparse.ArgumentParser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("names", nargs="+", metavar="PROTOCOL", help=f"{', '.join((*GROUPS, *PROTOCOLS))}")
+    add("--model", default=DEFAULT, help="a name of the table, a folder or a repository id (default: %(default)s)")
+    add("--quick", action="store_true", help="tiny numbers, from end to end in minutes")
+    add("--limit", type=int, metavar="N", help="of the papers' protocols: the first N sets, references or queries")
+    add("--prompts", metavar="LIST", help="of style-sets: a name or a .toml file (default: the model's own)")
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="of style-sets: seeds of each set (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="sampling steps (default: those of the published tables)")
+    add("--batch-size", type=int, default=16, metavar="N", help="pictures drawn at once (default: %(default)s)")
+    add("--work", type=Path, default=WORK, metavar="FOLDER", help="where pictures and scores are kept")
+    add("--out", type=Path, metavar="FOLDER", help="tables and figures (default: figures/..., or WORK/MODEL)")
+    return parser
+
+
+def chosen(words: Sequence[str]) -> tuple[str, ...]:
+    """The protocols of some names and groups, in the order of the protocols; ``ValueError`` for an unknown one."""
+    known = (*GROUPS, *PROTOCOLS)
+    for word in words:
+        if word not in known:
+            raise ValueError(f"There is no protocol {word!r}; there are {', '.join(known)}{hint(word, known)}")
+    asked = {name for word in words for name in GROUPS.get(word, (word,))}
+    return tuple(name for name in PROTOCOLS if name in asked)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; 0 when all of it ran, 1 when a part of the model is missing for some."""
+    parser = build_parser()
+    asked = parser.parse_args(arguments)
+    for option in ("limit", "seeds", "steps", "batch_size"):
+        value = getattr(asked, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')} is at least 1; got {value}")
+    try:
+        names, row = chosen(asked.names), find_model(asked.model)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    from context_diffusion.notebook import quiet
+
+    quiet()  # before the libraries that are to be quiet
+    from .bench import Bench
+    from .units import share_of_process
+
+    use_own_gpu()
+    options = typed(asked, parser)
+    rank, world = share_of_process()
+    missing = []
+    benches = {
+        group: Bench(
+            asked.model, quick=asked.quick, limit=asked.limit, seeds=asked.seeds, prompts=asked.prompts,
+            steps=asked.steps or steps, batch_size=asked.batch_size, work=asked.work,
+        )
+        for group, steps in (("offline", OFFLINE_STEPS), ("papers", row.evaluation_steps))
+    }  # fmt: skip
+    for number, name in enumerate(names):
+        group = "offline" if name in OFFLINE else "papers"
+        if group == "offline" and number % world != rank:
+            continue  # another process takes it
+        out = asked.out or (asked.work / Path(asked.model).name if options else FOLDERS[group])
+        if not run(name, benches[group], out, options):
+            missing.append(name)
+    if missing:
+        print(f"\nnot run: {', '.join(missing)}")
+    return int(bool(missing))
+
+
+def typed(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The options that change what is recorded, as they are typed; nothing where the published numbers are asked for.
+
+    >>> parser = build_parser()
+    >>> typed(parser.parse_args(["blends", "--limit", "2", "--out", "here", "--quick"]), parser)
+    ' --quick --limit 2'
+    """
+    words = ""
+    for option in ("model", "quick", "limit", "prompts", "seeds", "steps"):
+        value = getattr(asked, option)
+        if value != parser.get_default(option):
+            words += f" --{option}" if value is True else f" --{option} {value}"
+    return words
+
+
+def use_own_gpu() -> None:
+    """Give each process of a machine the GPU of its number."""
+    import torch
+
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def run(name: str, bench: "Bench", out: Path, options: str = "") -> bool:
+    """Run one protocol, print its table and write its files; False, with a sentence, where a part is missing."""
+    start = time.perf_counter()
+    try:
+        report = importlib.import_module(f".{PROTOCOLS[name]}", __package__).run(bench)
+    except FileNotFoundError as error:
+        if error.errno is not None:  # a file that should have been written: our fault, and no missing part
+            raise
+        print(f"\n{name}: not run. {error}", flush=True)
+        return False
+    minutes = (time.perf_counter() - start) / 60
+    if report is None:
+        print(f"{name}: this process has done its share ({minutes:.0f} min); others are still at work on theirs.")
+        return True
+    about = {"protocol": name, "command": f"{COMMAND} {name}{options}", "steps": bench.steps, "interval": "95 %"}
+    print(f"\n{name} ({minutes:.1f} min)\n{report.table()}")
+    for path in report.write(out, name, about):
+        print(f"  -> {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+    return True
