@@ -87,7 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 is success, 2 an error that the user can mend (told in one sentence)."""
+    """Run the command line; return 0 for success, 2 for an error the user can mend, which is told in one sentence."""
     asked = build_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(asked: argparse.Namespace) -> list[Path]:
-    """Draw and write what ``generate`` was asked for; returns the paths."""
+    """Draw and write what ``generate`` asks for; return the paths."""
     start = time.perf_counter()
     from .control import LAYOUTS
 
@@ -128,7 +128,7 @@ def generate(asked: argparse.Namespace) -> list[Path]:
 
 
 def demo(asked: argparse.Namespace) -> list[Path]:
-    """Run the main job on the committed inputs; returns the paths of picture and sheet."""
+    """Do the main job on the committed inputs; return the paths of the picture and the sheet."""
     start = time.perf_counter()
     out = check_out(asked.out)
     model, query, contexts = _load(asked, DEMO_QUERY, DEMO_CONTEXTS)
@@ -144,7 +144,7 @@ def demo(asked: argparse.Namespace) -> list[Path]:
 
 
 def check_out(path: str) -> Path:
-    """Refuse a path that cannot be written before any work is done for it."""
+    """Return the path, or refuse one that cannot be written, before any work is done."""
     from PIL import Image
 
     out = Path(path)
@@ -170,13 +170,13 @@ def write(image, path: Path) -> Path:
 
 
 def report(paths: Sequence[Path], images: Sequence, seconds: float) -> None:
-    """Print a line for each picture: path, size, seed, and the seconds of the whole command."""
+    """Print a line for each picture: its path, size and seed, and the seconds that the whole command took."""
     for path, image in zip(paths, images, strict=True):
         print(f"{path}  {image.width}x{image.height}, seed {image.info.get('seed')}, {seconds:.1f} s")
 
 
 def _load(asked: argparse.Namespace, query: str | Path | None, contexts: Sequence[str | Path]):
-    """Read the images first (a wrong path costs no waiting), then load the model."""
+    """Read the images first, so that a wrong path costs no waiting, then load the model."""
     from .notebook import quiet
 
     quiet()

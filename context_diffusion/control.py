@@ -16,18 +16,18 @@ from .images import ImageLike, load_image, resize, to_tensor
 Control = Literal["canny", "depth"]  # maps that a ControlNet follows
 Layout = Literal["canny", "depth", "img2img"]  # how a query acts
 CONTROLS, LAYOUTS = get_args(Control), get_args(Layout)
-METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that give distance in metres, not nearness
+METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that output metres, not nearness
 
 
 def canny_map(
     image: ImageLike, low: float = 100, high: float = 200, *, blur: float = 0.0
 ) -> Float[Tensor, "height width"]:
-    """Find edges after Canny (1986): float32, 1 on an edge and 0 elsewhere, of the image's own size.
+    """Find edges by Canny's method (1986): float32, 1 on an edge and 0 elsewhere, in the image's own size.
 
-    ``low`` and ``high`` are the hysteresis thresholds on the gradient of 8-bit grey levels (OpenCV's |dx| + |dy| by
-    Sobel's 3x3 filters, 0 to 1530): an edge starts above ``high`` and is followed down to ``low``. ``blur`` is the
-    standard deviation, in pixels, of a Gaussian before it: raise it where texture gives more edges than shape. Raises
-    ``ValueError`` unless 0 <= low <= high.
+    ``low`` and ``high`` are the hysteresis thresholds on the gradient of 8-bit grey levels (OpenCV's |dx| + |dy| from
+    3x3 Sobel filters, 0 to 1530): an edge starts above ``high`` and is followed down to ``low``. ``blur`` is the
+    standard deviation, in pixels, of a Gaussian applied first: raise it if texture yields more edges than shape does.
+    Raises ``ValueError`` unless 0 <= low <= high and blur >= 0.
     """
     import cv2
 
@@ -42,17 +42,18 @@ def canny_map(
 
 
 class DepthEstimator:
-    """A depth network (DPT, Depth Anything) with its preprocessing; call it with an image.
-
-    ``DepthEstimator.from_pretrained()`` takes the offline one; give a model's name, a folder or a repository id.
-    """
+    """A depth network (DPT, Depth Anything) with its preprocessing; call it with an image."""
 
     def __init__(self, network: torch.nn.Module, preprocess: Callable[[ImageLike], Float[Tensor, "3 h w"]]):
         self.network, self.preprocess = network, preprocess
 
     @classmethod
     def from_pretrained(cls, name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> "DepthEstimator":
-        """Load the depth estimator beside a model of the table, or one by folder or repository id."""
+        """Load the depth estimator of a model (by default the offline one), or one by its folder or repository id.
+
+        Raises ``ValueError`` if a model has none or a folder holds another network, ``FileNotFoundError`` if the
+        weights are not to be had.
+        """
         from transformers import AutoModelForDepthEstimation
 
         folder = Path(name)
@@ -62,19 +63,21 @@ class DepthEstimator:
             model = find_model(name)
             location = find_part(model, "depth") or (None if Path(model.location).is_dir() else str(name))
         if location is None:
-            raise ValueError(f"{name} has no depth estimator beside it (depth/); name one, e.g. 'sd15' for the hub's.")
+            raise ValueError(
+                f"{name} has no depth estimator (no folder depth/); name one, such as 'sd15' for the hub's."
+            )
         try:
             network = load_part(AutoModelForDepthEstimation, location).eval().requires_grad_(False).to(device)
         except ValueError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{location} is no depth network (DPT, Depth Anything or such): {reason}") from error
+            raise ValueError(f"{location} is no depth network (such as DPT or Depth Anything): {reason}") from error
         return cls(network, _preprocessing(location, network))
 
     @torch.inference_mode()
     def __call__(self, image: ImageLike) -> Float[Tensor, "height width"]:
-        """Estimate nearness: float32 in [0, 1], 1 is nearest, of the image's own size; no unit, no fixed zero.
+        """Estimate nearness: float32 in [0, 1], 1 is nearest, in the image's own size; no unit, no fixed zero.
 
-        The network's output (inverse depth; a distance is inverted) is stretched so that the farthest point is 0 and
+        The network's output (inverse depth; distances are inverted) is stretched so that the farthest point is 0 and
         the nearest 1; a picture in which everything is equally far gives zeros.
         """
         picture = load_image(image)
@@ -89,10 +92,10 @@ class DepthEstimator:
 
 
 def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT) -> Float[Tensor, "height width"]:
-    """Estimate depth, by the offline estimator unless told otherwise: float32 in [0, 1], 1 is nearest.
+    """Estimate nearness, by default with the offline estimator: float32 in [0, 1], 1 is nearest.
 
-    ``estimator`` is one that is loaded, or what :meth:`DepthEstimator.from_pretrained` takes, such as
-    "Intel/dpt-hybrid-midas"; for many pictures load it once.
+    ``estimator`` is a loaded one, or what :meth:`DepthEstimator.from_pretrained` takes, such as
+    ``"Intel/dpt-hybrid-midas"``; for many pictures, load it once.
     """
     if isinstance(estimator, str | Path):
         estimator = DepthEstimator.from_pretrained(estimator)
@@ -100,7 +103,7 @@ def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT
 
 
 def stretch(values: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
-    """Map the least value to 0 and the largest to 1; a constant map becomes zeros."""
+    """Map the smallest value to 0 and the largest to 1; a constant map becomes zeros."""
     low, high = values.min(), values.max()
     if not torch.isfinite(low + high):
         raise ValueError("A depth map must be finite; this one holds NaN or infinity.")
@@ -110,13 +113,13 @@ def stretch(values: Float[Tensor, "height width"]) -> Float[Tensor, "height widt
 
 
 def control_image(control: Float[Tensor, "height width"]) -> Image.Image:
-    """Turn a map in [0, 1] into the RGB picture that ControlNet pipelines take: white edges, near is bright."""
+    """Turn a map in [0, 1] into the RGB picture that ControlNet pipelines take: edges are white, near is bright."""
     grey = (control.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Image.fromarray(grey).convert("RGB")
 
 
 def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 h w"]]:
-    """Choose a depth network's input: its image processor where it has one, else its size and values in [-1, 1]."""
+    """Prepare pictures with the network's image processor; without one, stretch to its size and scale to [-1, 1]."""
     folder = Path(location)
     if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
         backbone = getattr(network.config, "backbone_config", None) or network.config

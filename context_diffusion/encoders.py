@@ -1,7 +1,7 @@
 """Sentences and pictures as vectors: CLIP and DINO offline, SigLIP and DINOv2 from the hub, behind one protocol.
 
-Averaging the vectors of several context pictures gives one vector for their common style (Context Diffusion,
-"combining contextual embeddings").
+The average of several context pictures' vectors is one vector for the style they share (Context Diffusion, "combining
+contextual embeddings").
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,20 +25,19 @@ HUB_ENCODERS = {
     "dino": "facebook/dino-vitb8",
     "dinov2": "facebook/dinov2-base",
 }
-WITH_TEXT = ("clip", "siglip")
 
 
 class Encoder(Protocol):
-    """What every encoder offers; ``encode_text`` raises ``TypeError`` for those that know pictures only."""
+    """What every encoder offers; ``encode_text`` raises ``TypeError`` if the encoder knows only pictures."""
 
     name: str
 
     def encode_images(self, images: Iterable[ImageLike]) -> Float[Tensor, "images dim"]:
-        """Encode pictures as one vector each."""
+        """Encode each picture as one vector."""
         ...
 
     def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Encode sentences as one vector each, comparable with the pictures' by cosine."""
+        """Encode each sentence as one vector, to be compared with a picture's by cosine."""
         ...
 
 
@@ -46,9 +46,9 @@ def load_encoder(
 ) -> "TransformersEncoder":
     """Load an encoder: ``"clip"`` or ``"dino"`` of a model, or ``"siglip"``, ``"dinov2"``, a repository id or folder.
 
-    Pictures are standardized as the encoder was trained: by the fixed numbers in its ``preprocessor_config.json``; a
-    folder without one, as the offline ones, gets [-1, 1], and CLIP dynamic normalization.
-    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` where the weights cannot be had.
+    Pictures are standardized as in the encoder's training, by the fixed numbers in its ``preprocessor_config.json``. If
+    its folder has no such file, as offline, pixels are scaled to [-1, 1], and for CLIP normalized dynamically. Raises
+    ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
     """
     location = find_part(find_model(model), name) if name in ("clip", "dino") else None
     location = location or HUB_ENCODERS.get(name) or (name if "/" in name or Path(name).is_dir() else None)
@@ -62,14 +62,14 @@ def load_encoder(
 
 
 class TransformersEncoder:
-    """An :class:`Encoder` around any transformers vision model, with text where the model has it."""
+    """An :class:`Encoder` around any vision model of transformers, with text if the model reads it."""
 
     def __init__(self, name: str, network: torch.nn.Module, preprocess: Callable, tokenizer=None):
         self.name, self.network, self.preprocess, self.tokenizer = name, network, preprocess, tokenizer
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[ImageLike]) -> Float[Tensor, "images dim"]:
-        """Encode pictures: CLIP's and SigLIP's projected vector, or a ViT's class token (DINO)."""
+        """Encode pictures: the projected vector of CLIP and SigLIP, or the class token of a ViT (DINO)."""
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.network.device)
         if hasattr(self.network, "get_image_features"):
             return features(self.network.get_image_features(pixel_values=pixels))
@@ -77,7 +77,7 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Encode sentences in the space of the pictures; what a sentence has beyond the model's length is cut."""
+        """Encode sentences in the space of the pictures; a sentence longer than the model reads is cut."""
         if self.tokenizer is None:
             raise TypeError(f"{self.name!r} encodes pictures only; for text take 'clip' or 'siglip'.")
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -88,16 +88,16 @@ class TransformersEncoder:
 
 
 def features(output) -> Float[Tensor, "batch dim"]:
-    """Take the projected vectors from what ``get_image_features`` returns (a tensor before transformers 5)."""
+    """Take the projected vectors from what ``get_image_features`` returns (a plain tensor before transformers 5)."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def average_embeddings(
     embeddings: Float[Tensor, "images ..."], weights: Sequence[float] | None = None
 ) -> Float[Tensor, "..."]:
-    """Average the embeddings of several pictures: ``e = sum_i w_i e_i`` with the weights scaled to sum 1.
+    """Average the embeddings of several pictures: ``e = sum_i w_i e_i``, with the weights scaled to sum to 1.
 
-    Context Diffusion, "combining contextual embeddings". Raises ``ValueError`` for weights that are no weights.
+    Context Diffusion, "combining contextual embeddings". Raises ``ValueError`` for invalid weights.
 
     >>> average_embeddings(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [3, 1])
     tensor([0.7500, 0.2500])
@@ -105,15 +105,15 @@ def average_embeddings(
     if not len(embeddings):
         raise ValueError("There is nothing to average: pass the embeddings of at least one picture.")
     scaled = embeddings.new_tensor(normalized_weights(weights, len(embeddings), "image"))
-    return torch.tensordot(scaled, embeddings, dims=1)
+    return einsum(scaled, embeddings, "images, images ... -> ...")
 
 
 def vision_inputs(
     images: Float[Tensor, "batch 3 height width"], size: int
 ) -> tuple[Float[Tensor, "batch 3 size size"], Float[Tensor, "batch 6"]]:
-    """Shrink pictures in [0, 1] to a vision tower's size, then normalize them dynamically; statistics beside.
+    """Shrink pictures in [0, 1] to a vision tower's size, then normalize them dynamically; also return the statistics.
 
-    Training and sampling both go through here, so that a context looks the same to the tower in both.
+    Training and sampling both go through here, so that the tower sees contexts the same way in both.
     """
     small = F.adaptive_avg_pool2d(images, size) if min(images.shape[-2:]) >= size else F.interpolate(images, size)
     return dynamic_normalization(small)
@@ -125,12 +125,12 @@ def _tokenizer(location: str):
     folder = Path(location)
     inside = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
     if folder.is_dir() and not any(file.is_file() for file in inside):
-        location = str(folder.parent / "tokenizer")  # an offline CLIP shares the pipeline's beside it
+        location = str(folder.parent / "tokenizer")  # an offline CLIP shares its pipeline's tokenizer
     return load_part(AutoTokenizer, location, dtype=None)
 
 
 def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLike], Float[Tensor, "3 size size"]]:
-    """Choose how a picture is standardized for a network: by its fixed numbers, or as the offline ones are trained."""
+    """Choose how pictures are standardized for a network: by its fixed numbers, or as in the offline ones' training."""
     size = getattr(network.config, "vision_config", network.config).image_size
     settings = Path(location) / "preprocessor_config.json"
     if Path(location).is_dir() and not settings.is_file():

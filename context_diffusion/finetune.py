@@ -1,9 +1,10 @@
-"""Teach a model a style it has never seen: LoRA (Hu et al. 2021) on a folder of pictures.
+"""Teach a model a style it has never seen, with LoRA (Hu et al. 2021) and a folder of pictures.
 
     python -m context_diffusion.finetune --images FOLDER --caption "a picture, stained glass style" --out LORA
 
-``LORA`` is a folder that diffusers loads: ``pipe.load_lora_weights("LORA")``. A picture ``a.png`` may have a caption of
-its own in ``a.txt`` beside it; ``--caption`` is for the others. Interrupt at any time: what was learned is saved.
+``LORA`` is a folder that diffusers loads: ``pipe.load_lora_weights("LORA")``. A picture ``a.png`` may have its own
+caption in ``a.txt`` next to it; ``--caption`` serves the others. You can interrupt at any time: what was learned so far
+is saved.
 """
 
 import argparse
@@ -22,17 +23,18 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every atten
 
 
 def read_folder(folder: str | Path, caption: str) -> tuple[list[Path], list[str]]:
-    """Pictures of a folder, sorted by name, and the caption of each."""
+    """The pictures of a folder, sorted by name, and the caption of each."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--images must be a folder of pictures; {folder} is none.")
+        raise FileNotFoundError(f"--images must be a folder of pictures; {folder} is not a folder.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
     own = [file.with_suffix(".txt") for file in files]
     captions = [text.read_text().strip() if text.is_file() else caption for text in own]
     if "" in captions:
-        raise ValueError(f"{files[captions.index('')].name} has no caption: pass --caption or write a .txt beside it.")
+        name = files[captions.index("")].name
+        raise ValueError(f"{name} has no caption: pass --caption, or write one into a .txt file next to it.")
     return files, captions
 
 
@@ -51,8 +53,9 @@ def finetune(
 ) -> list[float]:
     """Train a LoRA on the U-Net's attention, write it to the folder ``out``, and return the loss of every step.
 
-    Minimises the noise-prediction error (Ho et al. 2020, eq. 14; for v-prediction models the velocity's) over the
-    LoRA matrices alone. Raises ``FileNotFoundError`` or ``ValueError`` before any model is loaded.
+    Training minimizes the error of the predicted noise (Ho et al. 2020, eq. 14; of the velocity for v-prediction
+    models) over the LoRA matrices alone. Raises ``FileNotFoundError`` or ``ValueError`` for pictures, captions or
+    numbers that will not do, before any model is loaded.
     """
     files, captions = read_folder(images, caption)
     if min(steps, batch_size, rank) < 1 or not learning_rate > 0:
@@ -62,7 +65,7 @@ def finetune(
         )
     pipe = load_pipeline(model)
     if hasattr(pipe, "text_encoder_2"):
-        raise ValueError(f"Fine-tuning takes Stable Diffusion 1.x and 2.x models and tiny-scenes; {model} is SDXL.")
+        raise ValueError(f"Fine-tuning works on tiny-scenes and Stable Diffusion 1.x and 2.x; {model} is SDXL.")
     from peft import LoraConfig
 
     torch.manual_seed(seed)
@@ -81,7 +84,7 @@ def finetune(
 
 @torch.no_grad()
 def encode(pipe, files: list[Path], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents (n, channels, h, w) of the pictures and of their mirror images, and text embeddings (2n, tokens, dim)."""
+    """Latents (2n, channels, h, w) of the pictures, then of their mirror images; text embeddings (2n, tokens, dim)."""
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     pixels = torch.stack([to_tensor(resize(file, size)) * 2 - 1 for file in files])
     pixels = torch.cat([pixels, pixels.flip(3)]).to(pipe.vae.device, pipe.vae.dtype)
@@ -91,7 +94,7 @@ def encode(pipe, files: list[Path], captions: list[str]) -> tuple[torch.Tensor, 
 
 
 def _descend(pipe, latents, text, steps, batch_size, learning_rate, seed, progress):
-    """One optimizer step at a time, yielding its loss."""
+    """Take one optimizer step at a time and yield its loss."""
     scheduler, generator = pipe.scheduler, torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in pipe.unet.parameters() if p.requires_grad], learning_rate)
     pipe.unet.train()
@@ -123,7 +126,7 @@ def save_lora(pipe, out: str | Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of pictures in the new style")
     parser.add_argument("--caption", default="", help="caption of the pictures that have none of their own")

@@ -1,10 +1,9 @@
 """Images in and out, and **dynamic normalization**: standardize an image by its own statistics, and undo it.
 
-Every function that takes an image takes any of: a path, a PIL image, a uint8 or float array, a tensor, or
-what :func:`load_image_as_tensor` returned (:mod:`context_diffusion.reading` has the rules).
+Every function that takes an image accepts a path, a PIL image, a uint8 or float array, a tensor, or what
+:func:`load_image_as_tensor` returned (:mod:`context_diffusion.reading` has the rules).
 """
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import written_whole
@@ -22,14 +22,14 @@ from .reading import MAX_PIXELS, read_image
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Fit = Literal["crop", "stretch", "pad"]
 
-MIN_STD = 1 / 255  # one grey level: less contrast than this is quantization noise and is not blown up
+MIN_STD = 1 / 255  # one grey level: any lower contrast is quantization noise, and is not amplified
 
 
 class NormalizedImage(Tensor):
     """A dynamically normalized image, (3, height, width), that carries the statistics it lost.
 
-    ``statistics`` holds six numbers: the mean and the standard deviation of R, G, B of the image in [0, 1].
-    Arithmetic on it returns plain tensors: a changed image must not claim statistics that are not its own.
+    ``statistics`` holds six numbers: the means, then the standard deviations, of R, G, B of the image in [0, 1].
+    Arithmetic on it returns plain tensors: a changed image must not claim statistics that are no longer its own.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -37,7 +37,7 @@ class NormalizedImage(Tensor):
 
     @staticmethod
     def build(values: Tensor, statistics: Tensor) -> "NormalizedImage":
-        """Attach ``statistics`` (6,) to the already normalized ``values`` (3, h, w)."""
+        """Attach ``statistics`` (6,) to ``values`` (3, h, w) that are already normalized."""
         image = torch.Tensor._make_subclass(NormalizedImage, values.detach().contiguous())
         image.statistics = statistics.detach().clone()
         return image
@@ -49,13 +49,13 @@ class NormalizedImage(Tensor):
         return NormalizedImage.build, (self.as_subclass(Tensor).clone(), self.statistics)
 
     def __repr__(self, **_) -> str:
-        mean, std = self.statistics.view(2, 3).tolist()
+        mean, std = rearrange(self.statistics, "(moments rgb) -> moments rgb", moments=2).tolist()
         rounded = [[round(value, 3) for value in row] for row in (mean, std)]
         return f"NormalizedImage({tuple(self.shape)}, mean={rounded[0]}, std={rounded[1]})"
 
 
 def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read any kind of image as an 8-bit RGB PIL image: upright, first frame, alpha over white.
+    """Read any kind of image as an 8-bit RGB PIL image: upright, first frame only, transparency over white.
 
     Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` with one sentence that says what to do.
 
@@ -70,8 +70,8 @@ def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> Image.Image:
     """Bring an image to ``size`` pixels (one side of a square, or width and height).
 
-    ``fit="crop"`` keeps proportions and cuts what hangs over, centred (as CLIP does); ``"stretch"`` keeps
-    everything and distorts; ``"pad"`` keeps both and fills with white.
+    ``fit="crop"`` keeps the proportions and cuts off what protrudes, centred (as CLIP does); ``"stretch"`` keeps
+    everything and distorts it; ``"pad"`` keeps everything, undistorted, and fills up with white.
     """
     picture = load_image(image)
     width, height = (size, size) if isinstance(size, int) else size
@@ -104,15 +104,15 @@ def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> 
 def to_tensor(image: ImageLike) -> Float[Tensor, "3 height width"]:
     """Turn an image into a float32 tensor in [0, 1], channels first."""
     array = np.array(load_image(image), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return rearrange(torch.from_numpy(array), "height width rgb -> rgb height width").contiguous()
 
 
 def to_pil(values: Float[Tensor, "3 height width"]) -> Image.Image:
-    """Turn a tensor in [0, 1] into a PIL image; values outside are clipped (sampling overshoots a little)."""
+    """Turn a tensor in [0, 1] into a PIL image; values outside are clipped, because sampling overshoots a little."""
     if not torch.isfinite(values).all():
         raise ValueError("An image tensor must be finite; this one holds NaN or infinity.")
     array = (values.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(rearrange(array, "rgb height width -> height width rgb").cpu().numpy())
 
 
 def dynamic_normalization(
@@ -120,10 +120,9 @@ def dynamic_normalization(
 ) -> tuple[Float[Tensor, "*batch 3 height width"], Float[Tensor, "*batch 6"]]:
     """Standardize each image by its own statistics: ``x' = (x - mean) / max(std, 1/255)``.
 
-    Context Diffusion, "dynamic image normalization". ``images`` are float in [0, 1]; the statistics are the
-    mean and the (population) standard deviation of R, G, B, six numbers, taken over the pixels of one channel,
-    or over all pixels of the image (``per="image"``, then the same number three times). A constant image
-    becomes zeros.
+    Context Diffusion, "dynamic image normalization". ``images`` are float in [0, 1]. The six statistics are the means
+    of R, G, B, then their (population) standard deviations, each over the pixels of one channel, or over all pixels of
+    the image (``per="image"``: the same number three times). A constant image becomes zeros.
 
     >>> values, statistics = dynamic_normalization(torch.rand(2, 3, 8, 8))
     >>> bool(values.mean().abs() < 1e-5), tuple(statistics.shape)
@@ -138,8 +137,8 @@ def dynamic_normalization(
     std = images.std(dim=over, keepdim=True, correction=0)
     values = (images - mean) / std.clamp(min=MIN_STD)
     shape = (*images.shape[:-2], 1, 1)
-    statistics = torch.cat([mean.expand(shape), std.expand(shape)], dim=-3).flatten(-3)
-    return values, statistics
+    both = [mean.expand(shape), std.expand(shape)]
+    return values, rearrange(both, "moments ... rgb 1 1 -> ... (moments rgb)")
 
 
 def denormalize(
@@ -147,50 +146,56 @@ def denormalize(
 ) -> Float[Tensor, "*batch 3 height width"]:
     """Undo :func:`dynamic_normalization`: ``x = x' * max(std, 1/255) + mean``, floats around [0, 1].
 
-    What :func:`load_image_as_tensor` returned knows its own statistics. Giving *other* statistics moves a
-    palette from one image to another: adaptive instance normalization (AdaIN) on pixels.
+    What :func:`load_image_as_tensor` returned knows its own statistics. Passing *another image's* statistics moves that
+    image's palette over: adaptive instance normalization (AdaIN) on pixels.
     """
     if statistics is None:
         if not isinstance(values, NormalizedImage):
             raise ValueError(
                 "denormalize needs the statistics that normalization removed: pass them, or pass what "
-                "load_image_as_tensor returned (arithmetic on it gives a plain tensor, which has none)."
+                "load_image_as_tensor returned (arithmetic on it gives a plain tensor without statistics)."
             )
         statistics = values.statistics
-    mean, std = statistics.to(values)[..., None, None].split(3, dim=-3)
+    mean, std = rearrange(statistics.to(values), "... (moments rgb) -> moments ... rgb 1 1", moments=2)
     return values.as_subclass(Tensor) * std.clamp(min=MIN_STD) + mean
 
 
 def load_image_as_tensor(source: ImageLike, size: int | tuple[int, int] = 224, fit: Fit = "crop") -> NormalizedImage:
-    """Read an image, bring it to 224x224 and normalize it by its own mean and standard deviation per channel.
+    """Read an image, resize it to 224x224 and normalize each channel by its own mean and standard deviation.
 
-    Returns a float32 tensor (3, 224, 224) with mean 0 and standard deviation 1 in each channel, which carries
-    the six removed ``statistics``; it is accepted wherever an image is, and :func:`denormalize` undoes it. For
-    models that draw more than 224 pixels, pass the path itself or a larger ``size``.
+    Returns a float32 tensor (3, 224, 224) with mean 0 and standard deviation 1 in each channel, which carries the six
+    removed ``statistics``. It is accepted wherever an image is, and :func:`denormalize` undoes it. For models that draw
+    more than 224 pixels, pass the path itself or a larger ``size``.
     """
     values, statistics = dynamic_normalization(to_tensor(resize(source, size, fit)))
     return NormalizedImage.build(values, statistics)
 
 
-def image_grid(images: Sequence[ImageLike], columns: int | None = None, *, gap: int = 2, background: str = "white"):
-    """Put images into one, row by row; cells have the size of the first image. Returns a PIL image."""
+def image_grid(
+    images: Sequence[ImageLike], columns: int | None = None, *, gap: int = 2, background: str = "white"
+) -> Image.Image:
+    """Put images into one, row by row, ``gap`` pixels apart; all cells have the size of the first image."""
     if not len(images):
         raise ValueError("An image grid needs at least one image; the list is empty.")
     columns = min(len(images), 8) if columns is None else columns
     if columns < 1 or gap < 0:
         raise ValueError(f"A grid needs at least one column and a gap of 0 or more; got {columns} and {gap}.")
     pictures = [load_image(image) for image in images]
-    width, height = pictures[0].size
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), background)
-    for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        sheet.paste(resize(picture, (width, height), "pad"), (column * (width + gap), row * (height + gap)))
-    return sheet
+    edge = (0, 0, gap, gap)  # each cell brings the gap to its right and below it
+    cells = [ImageOps.expand(resize(picture, pictures[0].size, "pad"), edge, background) for picture in pictures]
+    cells += [Image.new("RGB", cells[0].size, background)] * (-len(cells) % columns)
+    sheet = Image.fromarray(
+        rearrange(
+            np.stack([np.asarray(cell) for cell in cells]),
+            "(rows columns) height width rgb -> (rows height) (columns width) rgb",
+            columns=columns,
+        )
+    )
+    return sheet.crop((0, 0, sheet.width - gap, sheet.height - gap))
 
 
 def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
-    """Write an image under a temporary name and rename it: an interrupted run leaves nothing half-written.
+    """Write an image under a temporary name, then rename it, so an interrupted run leaves nothing half-written.
 
     The suffix decides the format; ``options`` go to ``PIL.Image.save`` (``quality=90``, ``pnginfo=...``).
     """

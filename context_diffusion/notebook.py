@@ -1,4 +1,4 @@
-"""The one setup call of a lesson: seeds, quiet libraries, the plot style, and on Colab what is missing."""
+"""A lesson's one setup call: seeds, quiet libraries, plot style and, on Colab, missing packages; and answer checks."""
 
 import importlib.util
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .files import ROOT
 
-COLAB_NEEDS = {  # import name -> what pip calls it; torch and numpy are Colab's own and stay as they are
+COLAB_NEEDS = {  # import name -> requirement for pip; torch and numpy are Colab's own and stay as they are
     "diffusers": "diffusers>=0.39,<0.44",
     "transformers": "transformers>=5.15,<6",
     "accelerate": "accelerate>=1.14",
@@ -26,7 +26,7 @@ COLAB_NEEDS = {  # import name -> what pip calls it; torch and numpy are Colab's
 
 @dataclass(frozen=True)
 class Setup:
-    """What a lesson needs to know of the machine it runs on."""
+    """What a lesson needs to know about the machine it runs on."""
 
     device: str
     threads: int
@@ -37,11 +37,11 @@ class Setup:
 def setup(seed: int = 0) -> Setup:
     """Prepare a lesson and say where it runs; call it once, in the first cell.
 
-    Seeds Python, NumPy and torch; keeps the libraries' chatter out of the page; leaves the number of threads to
-    ``OMP_NUM_THREADS`` where that is set. In Colab it installs what is missing and touches neither torch nor numpy.
+    It seeds Python, NumPy and torch, keeps the libraries' chatter off the page, and leaves the number of threads to
+    ``OMP_NUM_THREADS``. On Colab it installs what is missing and touches neither torch nor NumPy.
     """
     install_missing()
-    for library in ("diffusers", "transformers"):  # no environment variable takes their loading bars off the page
+    for library in ("diffusers", "transformers"):  # imported first: no environment variable hides their loading bars
         importlib.import_module(f"{library}.utils.logging")
     quiet()
     import numpy as np
@@ -60,14 +60,14 @@ def setup(seed: int = 0) -> Setup:
 
 
 def quiet() -> None:
-    """Keep progress bars of loading and notes that no reader can act on out of a page or a terminal."""
+    """Hide loading bars, and notes that no reader can act on, from a page or a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in ("diffusers", "transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    for library in ("diffusers", "transformers"):  # where they came first, the environment is too late
+    for library in ("diffusers", "transformers"):  # if already imported, they no longer read the environment
         module = sys.modules.get(f"{library}.utils.logging")
         if module is not None:
             module.set_verbosity_error()
@@ -78,11 +78,11 @@ def quiet() -> None:
 
 
 def install_missing() -> list[str]:
-    """On Colab, install the packages that are not there; elsewhere say which are missing and how to get them."""
+    """On Colab, install the missing packages; elsewhere raise ``ModuleNotFoundError`` that says how to get them."""
     missing = [wanted for name, wanted in COLAB_NEEDS.items() if importlib.util.find_spec(name) is None]
     if not missing:
         return []
-    if "google.colab" not in sys.modules:  # Colab's kernel has it loaded before the first cell
+    if "google.colab" not in sys.modules:  # Colab's kernel loads it before the first cell
         raise ModuleNotFoundError(f"This needs {', '.join(missing)}: run `pip install -r requirements.txt` first.")
     keep = [f"{name}=={_version(name)}" for name in ("torch", "numpy") if _version(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing, *keep], check=True)
@@ -115,11 +115,11 @@ def draw(
 
 
 def check(answer: object, expected: object, hint: str = "", *, strict: bool = False) -> None:
-    """Say whether the ``answer`` to an exercise is right, and what to look at where it is not.
+    """Say whether the ``answer`` to an exercise is right and, if not, what to look at.
 
-    Tensors, arrays and numbers are compared as ``torch.testing.assert_close`` does, up to rounding; anything else by
-    ``==``. ``None`` and ``...`` mean that nothing has been written yet. A solution says ``strict=True``: then anything
-    but the right answer raises ``AssertionError``.
+    Tensors, arrays and floats are compared by ``torch.testing.assert_close``, up to rounding; anything else by ``==``.
+    ``None`` and ``...`` mean that nothing has been written yet. Solutions pass ``strict=True``: then anything but the
+    right answer raises ``AssertionError``.
 
     >>> check(0.1 + 0.2, 0.3)
     Right.

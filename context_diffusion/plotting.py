@@ -1,4 +1,4 @@
-"""Pictures of pictures: every figure of the lessons and the command line, one call each."""
+"""Pictures of pictures: every figure of the lessons and of the command line, each in one call."""
 
 import math
 import os
@@ -26,7 +26,7 @@ STYLE = {
     "image.interpolation": "nearest",
     "legend.frameon": False,
 }
-ACCENT, SECOND, GREY = "#1f6f8b", "#d95f02", "#9aa0a6"  # told apart by those who do not see red and green
+ACCENT, SECOND, GREY = "#1f6f8b", "#d95f02", "#9aa0a6"  # distinct for readers who do not see red and green
 
 
 def use_style() -> None:
@@ -45,8 +45,8 @@ def show(
 ) -> Figure:
     """Show pictures side by side: ``titles`` above them, ``captions`` below, at most ``columns`` in a row.
 
-    Anything that is an image goes, and 2-d maps (edges, depth) in grey. ``width`` is inches a picture. Returns the
-    figure, drawn without a window; a notebook shows it as the value of its cell.
+    It takes anything that is an image, and draws 2-d maps (edges, depth) in grey. ``width`` is in inches per picture.
+    Returns the figure, without opening a window; a notebook shows it as the value of its cell.
     """
     images = list(images) if isinstance(images, (list, tuple)) else [images]
     titles, captions = (
@@ -70,7 +70,7 @@ def show(
 def compare(
     rows: Mapping[str, Sequence[ImageLike]], titles: Sequence[str] | None = None, *, width: float = 1.4
 ) -> Figure:
-    """Compare methods row by row: a name and equally many pictures for each; ``titles`` head the columns."""
+    """Compare methods, one row each: a name and as many pictures as in the other rows; ``titles`` head the columns."""
     lengths = {name: len(images) for name, images in rows.items()}
     if not rows or min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"Each row needs the same number of pictures, at least one; got {lengths}.")
@@ -92,20 +92,15 @@ def bars(
 ) -> Figure:
     """Draw the mean of each named sample with its confidence interval (Student's t), and the values themselves.
 
-    A sample of one value gets no interval: one number has no spread.
+    A sample with a single value gets no interval: one number has no spread.
     """
     if not samples or not all(len(values) for values in samples.values()):
         raise ValueError("Each bar needs at least one value.")
     means, errors = zip(*(mean_and_interval(values, confidence) for values in samples.values()), strict=True)
-    figure, axis = plt.subplots(figsize=(6, 0.45 * len(samples) + 0.8), layout="constrained")
-    places = np.arange(len(samples))
-    axis.barh(places, means, xerr=np.array(errors), color=ACCENT, alpha=0.6, capsize=3, height=0.6)
-    for place, values in zip(places, samples.values(), strict=True):
+    figure, axis = _horizontal_bars(list(samples), means, np.array(errors), label, title)
+    for place, values in enumerate(samples.values()):
         spread = place + np.linspace(-0.2, 0.2, len(values)) * (len(values) > 1)
         axis.plot(values, spread, ".", color="0.15", markersize=4)
-    axis.set(yticks=places, yticklabels=list(samples), xlabel=label, title=title or "")
-    axis.invert_yaxis()
-    plt.close(figure)
     return figure
 
 
@@ -114,24 +109,20 @@ def estimates(
 ) -> Figure:
     """Draw scores that bring their own interval; ``chance`` marks what guessing would get.
 
-    A score of one unit has no interval and gets none.
+    A score from a single unit has no interval, and none is drawn.
     """
     if not values:
-        raise ValueError("There is no estimate to draw.")
-    figure, axis = plt.subplots(figsize=(6, 0.45 * len(values) + 0.8), layout="constrained")
-    places, means = np.arange(len(values)), [estimate.value for estimate in values.values()]
+        raise ValueError("There is no estimate to draw; pass at least one.")
+    means = [estimate.value for estimate in values.values()]
     reach = np.array([[e.value - e.low, e.high - e.value] for e in values.values()]).T
-    axis.barh(places, means, xerr=np.maximum(reach, 0), color=ACCENT, alpha=0.6, capsize=3, height=0.6)
+    figure, axis = _horizontal_bars(list(values), means, np.maximum(reach, 0), label, title)
     if chance is not None:
         axis.axvline(chance, color=SECOND, linestyle="--", linewidth=1)
-    axis.set(yticks=places, yticklabels=list(values), xlabel=label, title=title or "")
-    axis.invert_yaxis()
-    plt.close(figure)
     return figure
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of its confidence interval, ``t_{n-1} s / sqrt(n)``; NaN half-width for one value."""
+    """The mean and the half-width of its confidence interval, ``t_{n-1} s / sqrt(n)``; NaN width for one value."""
     from scipy import stats
 
     array = np.asarray(values, dtype=float)
@@ -144,7 +135,7 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
 def lines(
     series: Mapping[str, Sequence[float]], x: Sequence[float] | None = None, *, xlabel: str = "", ylabel: str = ""
 ) -> Figure:
-    """Plot named curves over a common x (their index where none is given)."""
+    """Plot named curves over a common ``x``, by default their index."""
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     for (name, values), color in zip(series.items(), _colors(len(series)), strict=True):
         axis.plot(range(len(values)) if x is None else x, values, label=name, color=color)
@@ -162,7 +153,7 @@ def heatmap(
     *,
     label: str = "",
 ) -> Figure:
-    """Draw a matrix (similarities, attention) with its numbers written in where there is room."""
+    """Draw a matrix (similarities, attention), with its numbers written in if there is room."""
     array = np.asarray(values)
     height, width = array.shape
     figure, axis = plt.subplots(figsize=(0.55 * width + 2, 0.45 * height + 1), layout="constrained")
@@ -181,7 +172,7 @@ def heatmap(
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> Path:
-    """Write a figure under a temporary name and rename it."""
+    """Write a figure under a temporary name, then rename it."""
     path = Path(path)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
@@ -193,8 +184,21 @@ def _canvas(
 ) -> tuple[Figure, np.ndarray]:
     size = (columns * width + margin, rows * (width + 0.2 * text_lines))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    plt.close(figure)  # the caller shows it; otherwise a notebook would draw it twice
+    plt.close(figure)  # the caller shows it; if it stayed open, a notebook would draw it twice
     return figure, axes
+
+
+def _horizontal_bars(
+    names: list[str], means: Sequence[float], errors: np.ndarray, label: str, title: str | None
+) -> tuple[Figure, Axes]:
+    """One bar for each name, the first on top, with its error bar."""
+    figure, axis = plt.subplots(figsize=(6, 0.45 * len(names) + 0.8), layout="constrained")
+    plt.close(figure)
+    places = np.arange(len(names))
+    axis.barh(places, means, xerr=errors, color=ACCENT, alpha=0.6, capsize=3, height=0.6)
+    axis.set(yticks=places, yticklabels=names, xlabel=label, title=title or "")
+    axis.invert_yaxis()
+    return figure, axis
 
 
 def _draw(axis: Axes, image: ImageLike) -> None:

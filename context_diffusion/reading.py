@@ -1,8 +1,9 @@
-"""Reading whatever somebody calls an image, as 8-bit RGB, or one sentence on why not.
+"""Read whatever somebody calls an image as 8-bit RGB, or say in one sentence why not.
 
-Files: every format Pillow knows; EXIF rotation applied; animations by their first frame; palettes, greys, CMYK
-and 16 bits converted; transparency over white. Arrays and tensors: (h, w), (h, w, 1 | 3 | 4) or channels first
-(a tensor's habit); uint8, uint16 (0 to 65535), bool, other integers in 0..255, floats in [0, 1].
+Files may have any format that Pillow knows: EXIF rotation is applied; animations are read as their first frame;
+palettes, greys, CMYK and 16 bits are converted; transparency is laid over white. Arrays and tensors are (h, w),
+(h, w, 1 | 3 | 4) or channels first, as tensors usually are; their values are uint8, uint16 (0 to 65535), bool, other
+integers in 0..255, or floats in [0, 1].
 """
 
 import os
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a phone's 50 megapixels pass, a decompression bomb does not
 
 
 def read_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read ``source`` (path, PIL image, array or tensor) as an upright RGB image of its own."""
+    """Read ``source`` (path, PIL image, array or tensor) as a new, upright RGB image."""
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source), max_pixels)
     if isinstance(source, Image.Image):
@@ -30,20 +32,20 @@ def read_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, np.ndarray):
         return Image.fromarray(_array_to_uint8(source, max_pixels, channels_first=False))
     raise TypeError(
-        f"An image is a path, a PIL image, an array or a tensor; this is a {type(source).__name__}"
+        f"An image is a path, a PIL image, an array or a tensor; got a {type(source).__name__}"
         + (" (pass several images as context_images)." if isinstance(source, (list, tuple)) else ".")
     )
 
 
 def _from_file(path: Path, max_pixels: int) -> Image.Image:
     if str(path).startswith(("http:", "https:")):
-        raise ValueError(f"Images are read from disk, not from the network: download {path} first.")
+        raise ValueError(f"Images are read from disk, not from the network; download {path} first.")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one image file in it.")
+        raise ValueError(f"{path} is a folder; name an image file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no image file {path} (looked from {Path.cwd()}).")
     if not path.stat().st_size:
-        raise ValueError(f"{path} is empty (0 bytes); the download or copy probably failed: fetch it again.")
+        raise ValueError(f"{path} is empty (0 bytes), probably because a download or copy failed; fetch it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
@@ -55,7 +57,7 @@ def _from_file(path: Path, max_pixels: int) -> Image.Image:
             f"{path} has more pixels than the limit of {max_pixels:,}; make it smaller with an image editor."
         ) from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is in no image format that Pillow reads; convert it to PNG or JPEG.") from None
+        raise ValueError(f"{path} has no image format that Pillow reads; convert it to PNG or JPEG.") from None
     except (OSError, SyntaxError, EOFError) as error:  # Pillow says SyntaxError for a broken PNG
         raise ValueError(f"{path} is damaged or truncated ({error}); fetch it again.") from error
 
@@ -74,7 +76,7 @@ def _to_rgb(image: Image.Image, what: object) -> Image.Image:
     if getattr(image, "is_animated", False):
         image.seek(0)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # one channel of 16 or 32 bits, or of floats
+    if image.mode.startswith(("I", "F")):  # one channel with 16 or 32 bits, or with floats
         return Image.fromarray(_wide_to_uint8(image, what)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -97,13 +99,13 @@ def _floats_to_uint8(values: np.ndarray, what: object) -> np.ndarray:
         raise ValueError(f"{what} must hold finite numbers; it holds NaN or infinity.")
     low, high = float(values.min()), float(values.max())
     if low < -1e-3 or high > 1 + 1e-3:
-        hint = "divide it by 255" if low >= 0 else "for [-1, 1] pass (x + 1) / 2, for standardized values undo that"
-        raise ValueError(f"{what} of floats must lie in [0, 1]; this one goes from {low:.3g} to {high:.3g}: {hint}.")
+        remedy = "divide it by 255" if low >= 0 else "for [-1, 1] pass (x + 1) / 2, for standardized values undo that"
+        raise ValueError(f"{what} of floats must lie in [0, 1]; this one goes from {low:.3g} to {high:.3g}: {remedy}.")
     return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
 def _array_to_uint8(array: np.ndarray, max_pixels: int, *, channels_first: bool) -> np.ndarray:
-    """Bring an array of any accepted shape and type to uint8 (h, w, 3); where both orders fit, take the usual."""
+    """Bring an array of any accepted shape and type to uint8 (h, w, 3); ``channels_first`` settles ambiguous shapes."""
     shape = array.shape
     if array.ndim == 4 and shape[0] == 1:
         array = array[0]
@@ -116,7 +118,7 @@ def _array_to_uint8(array: np.ndarray, max_pixels: int, *, channels_first: bool)
             f"this one has {shape}."
         )
     if first and (channels_first or not last):
-        array = np.moveaxis(array, 0, -1)
+        array = rearrange(array, "channels height width -> height width channels")
     _check_size(array.shape[1], array.shape[0], max_pixels, "The array")
     array = _values_to_uint8(array)
     if array.shape[-1] == 4:

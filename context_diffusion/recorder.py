@@ -1,7 +1,7 @@
-"""A recording from a notebook's reader: a file that is uploaded, or the microphone where the browser lends one.
+"""A recording from the reader of a notebook: an uploaded file, or the microphone if the browser lends one.
 
-ipywidgets has no microphone. A button's few lines of JavaScript (``recorder.js``) record in the browser and put a WAV
-file into a hidden text area, whose value ipywidgets brings to the kernel as any other.
+ipywidgets has no microphone. So a button runs a few lines of JavaScript (``recorder.js``) that record in the browser
+and put a WAV file into a hidden text area, whose value ipywidgets carries to the kernel like any other.
 """
 
 import base64
@@ -14,39 +14,39 @@ from pathlib import Path
 from .fusion.sound import Recording, Sound, read_sound
 from .widgets import has_kernel
 
-RATE = 32_000  # Hz; of what is recorded, and of what an uploaded file is brought to
-LONGEST = 30  # seconds of a recording from the microphone
+RATE = 32_000  # Hz, of recordings and, after resampling, of uploaded files
+LONGEST = 30  # seconds from the microphone
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-MARK = "context-diffusion-recorder"  # by which the script finds its widget
+MARK = "context-diffusion-recorder"  # the class by which the script finds its widget
 SCRIPT = Path(__file__).with_suffix(".js")
 
 
 class Recorder:
-    """Upload or record; :attr:`recording` is what came last, and the ``default`` until something does.
+    """Upload or record; :attr:`recording` is what came last, or the ``default`` if nothing has come yet.
 
-    With ``draw``, each recording that comes is passed to it, and what it returns is shown below: a transcript, a
-    picture. Without a kernel the default is all there is.
+    With ``draw``, each new recording is passed to it, and what it returns is shown below: a transcript, a picture.
+    Without a kernel there is only the default.
 
     >>> recorder = Recorder("data/audio/boat.flac")
-    No kernel to record in: boat.flac is taken.
+    Without a kernel there is nothing to record with: using boat.flac.
     >>> recorder.recording
     'data/audio/boat.flac'
     """
 
     def __init__(self, default: Recording | Sound, draw: Callable[[Recording | Sound], object] | None = None):
         self.recording, self.draw, self.box = default, draw, None
-        taken = Path(default).name if isinstance(default, (str, os.PathLike)) else "what was given"
+        used = Path(default).name if isinstance(default, (str, os.PathLike)) else "the default"
         if not has_kernel():
-            print(f"No kernel to record in: {taken} is taken.")
+            print(f"Without a kernel there is nothing to record with: using {used}.")
             return
-        self.state = f"Nothing recorded or uploaded yet: {taken} is taken."
+        self.state = f"Nothing recorded or uploaded yet: using {used}."
         self._build()
 
     def __repr__(self) -> str:
         return "Recorder" if self.box is None else self.state
 
     def _repr_mimebundle_(self, **options) -> dict | None:
-        """Show the widget, and where a front end shows none, what is taken."""
+        """Show the widget, or its state as text if the front end shows no widgets."""
         return None if self.box is None else self.box._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _build(self) -> None:
@@ -71,14 +71,14 @@ class Recorder:
         text = change["new"]
         if not text:
             return
-        self.area.value = ""  # so that the same recording would count again
+        self.area.value = ""  # so that an identical recording counts as a change
         if text.startswith("!"):
             self._say(f"Nothing recorded: {text[1:]}.")
         else:
             self._take("microphone.wav", base64.b64decode(text.partition(",")[2]))
 
     def _take(self, name: str, content: bytes) -> None:
-        """Read a recording and keep it; what cannot be read is said, and the one before stays."""
+        """Read a recording and keep it; if that fails, say why and keep the one before."""
         try:
             sound = read_bytes(name, content)
         except ValueError as error:
@@ -99,12 +99,12 @@ class Recorder:
             with self.output:
                 try:
                     display(self.draw(self.recording))
-                except ValueError as error:  # nothing was heard, say
+                except ValueError as error:  # for example, nothing was heard
                     print(error)
 
 
 def last_file(value: Sequence[Mapping] | Mapping) -> tuple[str, bytes] | None:
-    """Find name and content of the last file in an upload's value: a tuple since ipywidgets 8, in 7 a dict by name."""
+    """Find the name and content of the last file uploaded; the value is a tuple since ipywidgets 8, a dict in 7."""
     if not value:
         return None
     if isinstance(value, Mapping):
@@ -115,7 +115,7 @@ def last_file(value: Sequence[Mapping] | Mapping) -> tuple[str, bytes] | None:
 
 
 def read_bytes(name: str, content: bytes) -> Sound:
-    """Read a file's content as :func:`.fusion.sound.read_sound` reads the file; raises ``ValueError`` as it does."""
+    """Read the bytes of a file as :func:`.fusion.sound.read_sound` reads the file; raises ``ValueError`` as it does."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
         file.write_bytes(content)

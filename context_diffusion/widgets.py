@@ -1,4 +1,4 @@
-"""One parameter to turn, in a notebook; without a front-end, the same as a still figure."""
+"""Parameters to play with in a notebook; without a kernel, a still figure at their starting values."""
 
 import inspect
 import sys
@@ -8,19 +8,19 @@ Control = tuple | list | bool | str | int | float
 
 
 def has_kernel() -> bool:
-    """Say whether this code runs in a Jupyter kernel, where widgets can live."""
+    """Say whether this code runs in a Jupyter kernel, where widgets live."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and getattr(shell, "kernel", None) is not None
 
 
 def play(draw: Callable, *, button: str | None = None, **controls: Control) -> object:
-    """Give ``draw`` a slider, list or text box for each argument and redraw when one is turned.
+    """Give each argument of ``draw`` a slider, menu or text box, and redraw whenever one changes.
 
     A control is ``(low, high)`` or ``(low, high, step)`` for a slider, a list for a menu, a bool for a tick box, a
-    string for a text box, or any ipywidget; a slider starts at ``draw``'s own default where it has one. ``draw``
-    returns what is to be seen (a figure, a picture). With ``button`` it waits for a click: for what takes seconds.
-    Without a kernel it returns ``draw`` at the starting values.
+    string for a text box, a number for a number box, or any ipywidget; it starts at ``draw``'s own default if there is
+    one. ``draw`` returns what to show (a figure, a picture). With a ``button``, redrawing waits for a click, for
+    drawings that take seconds. Without a kernel, the result is that of ``draw`` at the starting values.
 
     >>> play(lambda x=3: x * x, x=(0, 5))
     9
@@ -52,11 +52,16 @@ def play(draw: Callable, *, button: str | None = None, **controls: Control) -> o
 
 
 def starting_values(draw: Callable, controls: dict[str, Control]) -> dict[str, object]:
-    """Choose where each control starts: the default of ``draw``, the first of a list, the middle of a range."""
+    """Choose where each control starts: at ``draw``'s default, the first item of a list, or the middle of a range.
+
+    Raises ``ValueError`` for a control that is not an argument of ``draw``.
+    """
     parameters = inspect.signature(draw).parameters
     unknown = [name for name in controls if name not in parameters]
     if unknown:
-        raise ValueError(f"draw has no argument {', '.join(unknown)}; it has {', '.join(parameters) or 'none'}.")
+        raise ValueError(
+            f"draw has no argument {', '.join(unknown)}; it has {', '.join(parameters) or 'no arguments'}."
+        )
     values = {}
     for name, control in controls.items():
         if parameters[name].default is not inspect.Parameter.empty:

@@ -43,7 +43,7 @@ def speak(box: Recorder, content: bytes) -> None:
 
 def test_without_a_kernel_the_default_is_taken_and_said_in_one_line(capsys):
     assert Recorder(DEFAULT).recording == DEFAULT
-    assert capsys.readouterr().out == "No kernel to record in: boat.flac is taken.\n"
+    assert capsys.readouterr().out == "Without a kernel there is nothing to record with: using boat.flac.\n"
     assert not widgets.has_kernel()
 
 
@@ -51,7 +51,7 @@ def test_before_anything_is_recorded_the_default_is_taken_and_a_page_without_wid
     box = Recorder(DEFAULT)
     assert box.recording == DEFAULT
     shown = box._repr_mimebundle_()
-    assert shown["text/plain"] == "Nothing recorded or uploaded yet: boat.flac is taken."
+    assert shown["text/plain"] == "Nothing recorded or uploaded yet: using boat.flac."
     assert "application/vnd.jupyter.widget-view+json" in shown
 
 
