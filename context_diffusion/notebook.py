@@ -99,21 +99,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def draw(
-    pipe, prompts, *, seed: int = 0, num_inference_steps: int = 15, guidance_scale: float = 3.0, **options
-) -> list:
-    """Draw one picture for each prompt, the i-th from the noise of ``seed + i``, without a progress bar.
-
-    ``options`` go to the pipeline; a picture does not depend on the others of its batch, unless they share attention.
-    """
-    import torch
-
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    steps = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    return pipe(list(prompts), generator=generators, **steps, **options).images
-
-
 def check(answer: object, expected: object, hint: str = "", *, strict: bool = False) -> None:
     """Say whether the ``answer`` to an exercise is right and, if not, what to look at.
 

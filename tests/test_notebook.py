@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import context_diffusion as cd
 from context_diffusion import notebook, widgets
 from context_diffusion.widgets import play, starting_values
 
@@ -147,8 +148,8 @@ def test_a_drawn_picture_depends_on_its_own_seed_alone():
     from tiny import tiny_sd15
 
     def pixels(prompts, seed):
-        images = notebook.draw(tiny_sd15(), prompts, seed=seed, num_inference_steps=2)
-        return [np.asarray(image, dtype=int) for image in images]
+        drawn = tiny_sd15()(prompts, generator=cd.generators(seed, len(prompts)), num_inference_steps=2)
+        return [np.asarray(image, dtype=int) for image in drawn.images]
 
     together, alone = pixels(["a boat", "a cat"], 5), pixels(["a cat"], 6)
     assert np.abs(together[1] - alone[0]).max() <= 1
