@@ -7,9 +7,9 @@
 #   make lab        JupyterLab on the lessons
 #   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
-#   make train      all offline models, one after another; resumable                         -> build/
-#   make train-X    one of them, e.g. make train-unet ARGS="--help"                          -> build/
-#   make publish    trained weights, checked and halved to fp16                              -> data/checkpoints/
+#   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
+#   make publish    what was trained, for the library to find: make publish ARGS="unet"      -> data/checkpoints/
+#   make train      every offline model in order, each published before the next is trained  -> data/checkpoints/
 #   make evaluate   scores and cards of the offline models; the papers' tables from few sets -> figures/offline/
 #   make papers     the papers' tables in full: hours on two cores; resumable                -> figures/evaluation/
 #   make clean      removes what can be made again: build/, out/, caches
@@ -35,7 +35,7 @@ CONSTRAINTS := $(if $(filter-out 0,$(HAS_GPU)),,-c constraints-cpu.txt)
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(CONSTRAINTS)
 PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test check lint lab notebooks figures train publish evaluate papers clean
+.PHONY: help demo test check lint lab notebooks figures train train-decoder publish evaluate papers clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -67,8 +67,11 @@ notebooks: $(DEV)
 figures: $(DEV)
 	$(RUN) -m experiments.publishing.manifest $(ARGS)
 
-train:
-	$(foreach part,$(COMPONENTS),$(MAKE) train-$(part) &&) true
+train: $(RUNTIME)
+	$(foreach part,$(COMPONENTS),$(MAKE) train-$(part) && $(MAKE) publish ARGS=$(part) &&) true
+
+train-decoder: $(RUNTIME)
+	$(RUN) -m experiments.training.vae --decoder $(ARGS)
 
 train-controlnet-%: $(RUNTIME)
 	$(RUN) -m experiments.training.controlnet --kind $* $(ARGS)
