@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from context_diffusion.alignment import equations as module
-from context_diffusion.alignment.aligner import Moments, adain, mix_moments, moments, shared_attention
-from context_diffusion.alignment.equations import Reference, lse_kernel
+from context_diffusion.alignment.equations import (
+    Moments,
+    Reference,
+    adain,
+    lse_kernel,
+    mix_moments,
+    moments,
+    shared_attention,
+)
 from context_diffusion.alignment.processors import choose_layers
 
 BRANCHES, IMAGES, TOKENS, HEADS, WIDTH = 2, 3, 12, 2, 16

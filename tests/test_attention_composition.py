@@ -1,11 +1,11 @@
 """``style_aligned`` with ControlNet, IP-Adapter, image-to-image, inpainting, guiders and blends, all at once too."""
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ClassifierFreeGuidance, ModularPipeline, PerturbedAttentionGuidance
 from PIL import Image
 from tiny import (
     load_tiny_ip_adapter,
@@ -143,6 +143,22 @@ def test_an_ip_adapter_cannot_come_or_go_inside_the_block():
     assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
 
 
+def within_modular(pipe, guider, call) -> torch.Tensor:
+    """Call the U-Net from a modular pipeline of the same parts, for the branch that is next."""
+
+    class Block:
+        inputs = ()
+
+        def __call__(self, components, state):
+            components.guider.prepare_models(components.unet)
+            state.set("noise", call())
+            return components, state
+
+    running = ModularPipeline.__new__(ModularPipeline)
+    running.unet, running.scheduler, running.guider, running._blocks = pipe.unet, pipe.scheduler, guider, Block()
+    return running(output="noise")
+
+
 def test_a_guider_that_calls_once_per_branch_gives_the_same_noise():
     pipe = everything()
     pipe.unet.set_attn_processor(dict(pipe.unet.attn_processors))
@@ -163,14 +179,15 @@ def test_a_guider_that_calls_once_per_branch_gives_the_same_noise():
 
     with style_aligned(pipe, references=inverted(), branches=("uncond", "cond")):
         together = predict(2, torch.cat([texts["uncond"], texts["cond"]]))
-    guider = SimpleNamespace(is_conditional=True)
-    modular = SimpleNamespace(unet=pipe.unet, scheduler=pipe.scheduler, guider=guider)
-    with style_aligned(modular, references=inverted()):
-        cond = predict(1, texts["cond"])
-        guider.is_conditional = False
-        uncond = predict(1, texts["uncond"])
+    guider = ClassifierFreeGuidance()
+    with style_aligned(pipe, references=inverted()):
+        cond = within_modular(pipe, guider, lambda: predict(1, texts["cond"]))
+        uncond = within_modular(pipe, guider, lambda: predict(1, texts["uncond"]))
     torch.testing.assert_close(torch.cat([uncond, cond]), together, atol=1e-5, rtol=1e-5)
     assert (cond - uncond).abs().max() > 1e-3
+    perturbed = PerturbedAttentionGuidance(perturbed_guidance_layers=0)
+    with style_aligned(pipe), pytest.raises(ValueError, match=r"PerturbedAttentionGuidance .*\(pred_cond_skip\)"):
+        within_modular(pipe, perturbed, lambda: predict(1, texts["cond"]))
 
 
 def test_a_modular_pipeline_is_aligned_as_the_classic_one():

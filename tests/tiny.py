@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -231,6 +232,17 @@ def tiny_control_img2img(xl: bool = False, *, fresh: bool = False):
     """Image-to-image with a ControlNet on the weights of ``tiny_sd15`` (or ``tiny_sdxl``)."""
     kind = StableDiffusionXLControlNetImg2ImgPipeline if xl else StableDiffusionControlNetImg2ImgPipeline
     return _with(kind, xl, True, fresh)
+
+
+@_cached_or_fresh
+def tiny_pix2pix() -> StableDiffusionInstructPix2PixPipeline:
+    """InstructPix2Pix on the weights of ``tiny_sd15``, whose first layer also sees the latents of a picture."""
+    parts = dict(tiny_sd15(fresh=True).components)
+    weights = parts["unet"].state_dict()
+    weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], weights["conv_in.weight"].flip(1)], dim=1)
+    parts["unet"] = UNet2DConditionModel.from_config(parts["unet"].config, in_channels=8).eval()
+    parts["unet"].load_state_dict(weights)
+    return _quiet(StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False))
 
 
 def load_tiny_ip_adapter(pipe, seed: int = 1) -> None:

@@ -1,16 +1,15 @@
-"""StyleAligned (Hertz et al. 2024): images of one style, by letting each attend to a reference while it is drawn.
+"""StyleAligned (Hertz et al. 2024): images of one style, because each attends to a reference while it is drawn.
 
 >>> with style_aligned(pipe):                                           # the first image of the batch is the reference
 ...     pipe(["a house, neon style", "a boat, neon style"]).images      # doctest: +SKIP
->>> with style_aligned(pipe, references=ddim_invert(pipe, picture)):    # or pictures of your own, inverted before
+>>> with style_aligned(pipe, references=ddim_invert(pipe, picture)):    # or your own pictures, inverted beforehand
 ...     pipe(["a house", "a boat", "a rocket"]).images                  # doctest: +SKIP
 
-The equations are in :mod:`context_diffusion.alignment.equations`, what is put into the U-Net in
-:mod:`context_diffusion.alignment.processors`; this file puts it in, and takes it out again.
+The equations are in :mod:`context_diffusion.alignment.equations` and what goes into the U-Net is in
+:mod:`context_diffusion.alignment.processors`; this file puts it in and takes it out again.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..checks import normalized_weights
 from .blending import BLENDS, blend_trajectories
-from .equations import Moments, adain, mix_moments, moments, shared_attention
+from .guidance import check_branches, guidance_branches, running_call, without_compilation
 from .processors import (
     SharedGroupNorm,
     Sharing,
@@ -33,11 +32,6 @@ from .processors import (
 from .reference_pass import ReferenceCache, ReferencePass, single_timestep, without_control
 from .settings import StyleSettings
 from .trajectory import Trajectory
-
-__all__ = [
-    "Moments", "ReferenceCache", "StyleAligner", "StyleSettings", "adain", "is_style_aligned", "mix_moments",
-    "moments", "shared_attention", "style_aligned",
-]  # fmt: skip
 
 
 @contextmanager
@@ -52,24 +46,27 @@ def style_aligned(
     settings: StyleSettings | None = None,
     **changes,
 ) -> Iterator["StyleAligner"]:
-    """Align the style of everything that ``pipe`` draws inside the block; leave the pipeline as it was found.
+    """Align the style of everything drawn inside the block with the U-Net of ``pipe``; then restore the U-Net.
 
-    Without ``references``, the first image of each batch is the reference of the others; no ControlNet steers it
-    (``control_reference=True``: as the others). With trajectories (:func:`ddim_invert`), every image is aligned with
-    them. Several are combined by ``blend``: "attention" (each keeps its keys and values and enters with the log of
-    its weight as score shift), or "slerp" or "linear" (their latents are blended into one and inverted, here).
-    ``cache=True`` runs the references once per step for all calls in the block; pass a :class:`ReferenceCache` to
-    keep them longer. ``changes`` are fields of :class:`StyleSettings`, such as ``score_shift=math.log(2)``.
+    Other pipelines built on that U-Net are aligned too: ``ContextDiffusion``, or what diffusers' ``from_pipe`` returns.
 
-    The layout of guidance is asked of the pipeline (or its guider) at each call; ``branches``, such as
-    ("uncond", "cond"), overrides it for loops of your own. Raises ``TypeError``, ``ValueError`` or, for nested
-    blocks, ``RuntimeError`` before anything is changed.
+    Without ``references``, the first image of each batch is the reference for the others, and no ControlNet steers it
+    unless ``control_reference=True``. With trajectories (:func:`ddim_invert`), every image is aligned with them.
+    ``blend`` combines several: "attention" (each keeps its keys and values, and the log of its weight is its score
+    shift), or "slerp" or "linear" (their latents are blended into one, which is inverted here). ``cache=True`` runs
+    the references once per step for all calls in the block; pass a :class:`ReferenceCache` to keep them longer.
+    ``changes`` are fields of :class:`StyleSettings`, such as ``score_shift=math.log(2)``.
+
+    The pipeline that is running says how it stacks the branches of guidance and which scheduler it follows. In a loop
+    of your own, ``branches`` says it, such as ("uncond", "cond"), and the scheduler is that of ``pipe``. Raises
+    ``TypeError``, ``ValueError`` or, for nested blocks, ``RuntimeError`` before anything is changed; a U-Net call
+    whose branches are unknown raises ``ValueError``.
     """
     if getattr(pipe, "unet", None) is None:
         raise TypeError(f"style_aligned needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
     if is_style_aligned(pipe.unet):
         raise RuntimeError(
-            "This U-Net is in a style_aligned block already; blocks do not nest, so leave that one first."
+            "This U-Net is already in a style_aligned block; blocks do not nest, so leave that one first."
         )
     trajectory = _one_trajectory(pipe, references, weights, blend)
     if trajectory is None and cache is not False:
@@ -80,7 +77,7 @@ def style_aligned(
         trajectory,
         normalized_weights(weights if blend == "attention" else None, 1 if trajectory is None else len(trajectory)),
         ReferenceCache() if cache is True else (None if cache is False else cache),
-        tuple(branches) if branches else None,
+        check_branches(branches),
     )
     try:
         aligner.install()
@@ -90,29 +87,19 @@ def style_aligned(
 
 
 class StyleAligner:
-    """Style alignment of one U-Net: installed by :func:`style_aligned`, which yields it."""
+    """Style alignment of one U-Net: :func:`style_aligned` installs it and yields it."""
 
     def __init__(self, pipe, settings: StyleSettings, trajectory, weights, cache, branches):
-        self.pipe, self.unet, self.settings = pipe, pipe.unet, settings
+        self.pipe, self.unet, self.settings = pipe, without_compilation(pipe.unet), settings
         self.references, self.cache, self.branches = trajectory, cache, branches
-        scales, shifts = (settings.per_reference(name, len(weights)) for name in ("score_scale", "score_shift"))
-        if settings.full_attention and trajectory is None and (set(scales), set(shifts)) != ({1.0}, {0.0}):
+        if settings.control_reference and trajectory is not None:
+            raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
+        self.sharing = Sharing(settings, torch.tensor(weights, dtype=torch.float64), row_zero=trajectory is None)
+        unscored = (self.sharing.scales, self.sharing.shifts) == ((1.0,), (0.0,))
+        if settings.full_attention and trajectory is None and not unscored:
             raise ValueError(
                 "With full_attention and no references no image is the reference: no scores to scale or shift."
             )
-        if settings.control_reference and trajectory is not None:
-            raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
-        self.sharing = Sharing(
-            settings.adain_queries,
-            settings.adain_keys,
-            settings.adain_values,
-            settings.share_attention,
-            settings.full_attention,
-            torch.tensor(weights),
-            scales,
-            tuple(s + (math.log(w) if w > 0 else -math.inf) for s, w in zip(shifts, weights, strict=True)),
-            row_zero=trajectory is None,
-        )
         attentions = self_attentions(self.unet)
         if not attentions:
             raise ValueError("This U-Net has no self-attention layers (named attn1) that could be shared.")
@@ -124,8 +111,7 @@ class StyleAligner:
         self.norms = {name: module for name, module in everything if isinstance(module, nn.GroupNorm)}
         self.reference_pass = None
         if trajectory is not None:
-            layers = (*chosen, *self.norms)
-            self.reference_pass = ReferencePass(pipe, trajectory, self.sharing, layers, settings.interpolate, cache)
+            self.reference_pass = ReferencePass(self.unet, trajectory, self.sharing, (*chosen, *self.norms), cache)
         self._undo: list = []
 
     def install(self) -> None:
@@ -139,7 +125,8 @@ class StyleAligner:
         for name, norm in self.norms.items():
             self._replace_forward(norm, SharedGroupNorm(name, norm, norm.forward, self.sharing))
         forward = self.unet.forward
-        self._replace_forward(self.unet, functools.wraps(forward)(functools.partial(self._forward, forward)))
+        ours = functools.wraps(forward)(functools.partial(self._forward, forward))
+        self._replace_forward(self.unet, torch.compiler.disable(ours))  # it looks at the frames of its callers
 
     def restore(self) -> None:
         """Put back the very objects that were found, the last change first."""
@@ -158,9 +145,9 @@ class StyleAligner:
         for name, module in self.attentions.items():
             if getattr(module.processor, "sharing", None) is not self.sharing:
                 raise RuntimeError(
-                    f"The processor of {name} was replaced inside the style_aligned block; do it before."
+                    f"The processor of {name} was replaced inside the style_aligned block; do it before the block."
                 )
-        branches = self._branches()
+        branches, scheduler = self._ask_caller()
         if len(sample) % len(branches):
             raise ValueError(
                 f"{len(sample)} rows cannot be split into the guidance branches {branches}; pass branches=('cond',) if "
@@ -170,9 +157,10 @@ class StyleAligner:
         if self._frees_reference():
             kwargs = without_control(kwargs, len(sample), len(branches))
         kept = {}
-        active = (self.attentions or self.norms) and self._is_active(timestep) and not (sharing.row_zero and alone)
+        active = (self.attentions or self.norms) and not (sharing.row_zero and alone)
+        active = active and self._is_active(timestep, scheduler)
         if active and self.reference_pass is not None:
-            kept = self.reference_pass(forward, sample, timestep, branches, kwargs)
+            kept = self.reference_pass(forward, sample, timestep, branches, scheduler, kwargs)
         if active:
             sharing.phase, sharing.branches, sharing.kept = "targets", len(branches), kept
         try:
@@ -180,25 +168,24 @@ class StyleAligner:
         finally:
             sharing.phase, sharing.kept = "off", {}
 
-    def _branches(self) -> tuple[str, ...]:
-        """The guidance branches of this call's rows, in order."""
-        if self.branches is not None:
-            return self.branches
-        guider = getattr(self.pipe, "guider", None)
-        if guider is not None:  # modular pipelines call the U-Net once per branch
-            return ("cond",) if guider.is_conditional else ("uncond",)
-        return ("uncond", "cond") if getattr(self.pipe, "do_classifier_free_guidance", False) else ("cond",)
+    def _ask_caller(self) -> tuple[tuple[str, ...], object]:
+        """The guidance branches of this call's rows, in order, and the scheduler it follows."""
+        call = running_call(self.unet)
+        pipe = self.pipe if call is None else call.pipe
+        if self.references is not None and pipe.scheduler is not self.pipe.scheduler:
+            self.references.check(pipe)
+        return self.branches or guidance_branches(call), pipe.scheduler
 
     def _frees_reference(self) -> bool:
         """Whether image 0 of the batch is a reference that no ControlNet is to steer."""
-        steered = self.settings.control_reference or self.settings.full_attention  # then nobody is the reference
+        steered = self.settings.control_reference or self.settings.full_attention  # then no image is the reference
         return self.sharing.row_zero and not steered and bool(self.attentions or self.norms)
 
-    def _is_active(self, timestep) -> bool:
+    def _is_active(self, timestep, scheduler) -> bool:
         settings = self.settings
         if settings.first_step == 0 and settings.last_step is None:
             return True
-        steps = [float(step) for step in self.pipe.scheduler.timesteps]
+        steps = [float(step) for step in scheduler.timesteps]
         time = single_timestep(timestep)
         if time not in steps:
             raise ValueError(
@@ -209,7 +196,7 @@ class StyleAligner:
 
 
 def _one_trajectory(pipe, references, weights, blend: str) -> Trajectory | None:
-    """All references in one trajectory, checked against the pipeline; blended where that is asked for."""
+    """All references in one trajectory, checked against the pipeline, and blended if ``blend`` says so."""
     if blend != "attention" and blend not in BLENDS:
         raise ValueError(f"blend is 'attention', {', '.join(map(repr, BLENDS))}; got {blend!r}.")
     if references is None:

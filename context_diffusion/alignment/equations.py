@@ -1,13 +1,13 @@
 """The two equations of StyleAligned: AdaIN over tokens, and attention that also sees the references.
 
 A target with queries Q, keys K and values V attends to itself and to each reference r (Hertz et al. 2024, section
-3.2), ``softmax([Q K^T / sqrt(d), s_r Q K_r^T / sqrt(d) + b_r]) [V; V_r]``, where s_r scales the reference's scores and
+3.2), ``softmax([Q K^T / sqrt(d), s_r Q K_r^T / sqrt(d) + b_r]) [V; V_r]``. Here s_r scales the reference's scores and
 b_r shifts them: each of its tokens counts exp(b_r) times.
 
-A softmax over a union is the mean of the two softmaxes, weighted by their normalizers. So each part is an ordinary
-fused attention that also returns the log of its normalizer (log-sum-exp), nothing is concatenated, no score matrix
-exists, and a shift costs one addition. Tensors are (branches, images, tokens, channels), branches being those of
-guidance; the images of a branch are folded into its queries, which is a view.
+Attention over the union of two sets of tokens is the mean of the attentions over each, weighted by the normalizers of
+their softmaxes. So each part is an ordinary fused attention that also returns the log of its normalizer (log-sum-exp).
+Nothing is concatenated, no score matrix is formed, and a shift costs one addition. Tensors are (branches, images,
+tokens, channels), with one branch per guidance branch; the images of a branch are folded into its queries, as a view.
 """
 
 import math
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,7 +25,7 @@ Features = Float[Tensor, "branches images tokens channels"]
 
 
 class Moments(NamedTuple):
-    """Mean and (unbiased) variance over tokens, in float32, the token axis kept with length 1."""
+    """Mean and unbiased variance over tokens, in float32; the token axis is kept with length 1."""
 
     mean: Float[Tensor, "*batch 1 channels"]
     var: Float[Tensor, "*batch 1 channels"]
@@ -46,7 +47,7 @@ def moments(features: Float[Tensor, "*batch tokens channels"]) -> Moments:
 
 
 def centred_variance(centred: Float[Tensor, "..."], dim: int, correction: int = 0) -> Float[Tensor, "..."]:
-    """The variance, in float32, of what has mean 0; ``torch.var`` over a strided axis is an order slower on a CPU."""
+    """The variance, in float32, of features with mean 0; on a CPU ``torch.var`` over a strided axis is far slower."""
     if centred.device.type == "cpu":
         total = centred.float().square().sum(dim, keepdim=True)
     else:
@@ -55,10 +56,10 @@ def centred_variance(centred: Float[Tensor, "..."], dim: int, correction: int = 
 
 
 def mix_moments(style: Moments, weights: Float[Tensor, " references"], dim: int = 1) -> Moments:
-    """The moments of several references taken together, each token with its reference's weight.
+    """The moments of several references taken together, each token counting with its reference's weight.
 
-    The law of total variance: ``mean = sum w_r m_r``, ``var = sum w_r (v_r + m_r^2) - mean^2``. It is the set of tokens
-    that attention sees, so equal weights give the moments of all tokens as if they were one reference's.
+    By the law of total variance, ``mean = sum w_r m_r`` and ``var = sum w_r (v_r + m_r^2) - mean^2``. The set of tokens
+    is the one that attention sees, so equal weights give the moments of all tokens as if one reference held them.
     """
     if style.mean.shape[dim] == 1:
         return style
@@ -73,15 +74,14 @@ def mix_moments(style: Moments, weights: Float[Tensor, " references"], dim: int 
 def adain(
     features: Float[Tensor, "*batch tokens channels"], style: Moments, eps: float = 1e-5, *, inplace: bool = False
 ) -> Float[Tensor, "*batch tokens channels"]:
-    """Adaptive instance normalization: give each channel the mean and variance of the reference.
+    """Adaptive instance normalization: give each channel the reference's mean and variance.
 
-    ``sigma_r (x - mean(x)) / sigma(x) + mean_r`` (Huang and Belongie 2017, eq. 8), ``sigma = sqrt(var + eps)``, over
-    the tokens of one image. ``inplace=True`` writes over ``features``.
+    ``sigma_r (x - mean(x)) / sigma(x) + mean_r`` (Huang and Belongie 2017, eq. 8) with ``sigma = sqrt(var + eps)``,
+    over the tokens of one image. ``inplace=True`` writes over ``features``.
     """
     mean = features.mean(dim=-2, keepdim=True, dtype=torch.float32).to(features.dtype)
-    centred = (
-        features.sub_(mean) if inplace else features - mean
-    )  # first, or a nearly constant channel loses its digits
+    # centred first, otherwise a nearly constant channel loses precision to cancellation
+    centred = features.sub_(mean) if inplace else features - mean
     ratio = ((style.var + eps) / (centred_variance(centred, dim=-2, correction=1) + eps)).sqrt().to(features.dtype)
     out = None if centred.requires_grad else centred
     return torch.addcmul(style.mean.to(features.dtype), centred, ratio, out=out)
@@ -99,14 +99,13 @@ def shared_attention(
 ) -> Features:
     """Attention of each image to itself and, from image ``first_target`` on, to the references.
 
-    ``full=True`` lets every image see all images of its branch. The merge needs a kernel that returns log-sum-exp
-    (:func:`lse_kernel`); elsewhere keys are concatenated and the shifts enter as one additive row.
+    ``full=True`` lets every image see all images of its branch. Parts are merged where a kernel returns log-sum-exp
+    (:func:`lse_kernel`); elsewhere keys are concatenated, and the shifts enter as one additive row.
     """
-    references = [each for each in references if each.shift > -math.inf]  # exp(-inf) = 0: it counts for nothing
+    references = [each for each in references if each.shift > -math.inf]  # exp(-inf) = 0
     first_target = 0 if full else first_target
     if not references or first_target >= query.shape[1]:
-        out = _attend(F.scaled_dot_product_attention, query, key, value, heads, full)
-        return out.transpose(1, 2).reshape(query.shape)
+        return _join(_attend(F.scaled_dot_product_attention, query, key, value, heads, full), query, full)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     kernel = None if needs_grad else lse_kernel(query.device, query.dtype, query.shape[-1] // heads)
     if kernel is None:
@@ -116,34 +115,35 @@ def shared_attention(
 
 def _by_merging(kernel, query, key, value, references, heads, first_target, full) -> Features:
     """Own attention, then each reference's, weighted by their normalizers as they come."""
-    branches, images, tokens, channels = query.shape
     own, own_lse = _attend(kernel, query, key, value, heads, full)
-    result = own.transpose(1, 2).reshape(query.shape)  # (branches, images, tokens, channels)
-    blend = result[:, first_target:].unflatten(-1, (heads, -1))
-    log_sum = _unfold_lse(own_lse, branches, images)[:, first_target:]  # (branches, targets, tokens, heads)
-    queries = _heads(query[:, first_target:].flatten(1, 2), heads)  # (branches, heads, targets * tokens, dim), a view
+    result = _join(own, query, full)
+    blend = rearrange(result[:, first_target:], "b images t (heads d) -> b images t heads d", heads=heads)  # a view
+    log_sum = _join(own_lse[..., None], query, full)[:, first_target:]  # (branches, targets, tokens, heads)
+    targets = query[:, first_target:]
+    queries = rearrange(targets, "b images t (heads d) -> b heads (images t) d", heads=heads)  # a view
     for i, reference in enumerate(references):
-        scale = reference.scale / math.sqrt(channels // heads)
+        scale = reference.scale / math.sqrt(query.shape[-1] // heads)
         out, lse = kernel(queries, _heads(reference.key, heads), _heads(reference.value, heads), scale)
-        lse = _unfold_lse(lse, branches, images - first_target) + reference.shift
+        lse = _join(lse[..., None], targets, full=True) + reference.shift
         share = torch.sigmoid(lse - log_sum).unsqueeze(-1).to(out.dtype)
-        blend.lerp_(out.transpose(1, 2).unflatten(1, (-1, tokens)), share)
+        blend.lerp_(rearrange(out, "b heads (images t) d -> b images t heads d", images=targets.shape[1]), share)
         if i + 1 < len(references):
             log_sum = torch.logaddexp(log_sum, lse)
     return result
 
 
 def _by_concatenation(query, key, value, references, heads, first_target, full) -> Features:
-    """The same with keys and values copied side by side, and an additive row where scores are shifted."""
+    """The same with keys and values copied next to each other, and an additive row where scores are shifted."""
     branches, images, tokens, _ = query.shape
     targets = images - first_target
 
     def own(x: Tensor) -> Tensor:
-        x = x.flatten(1, 2)[:, None].expand(-1, images, -1, -1) if full else x[:, first_target:]
-        return x.flatten(0, 1)
+        if full:
+            return repeat(x, "b images t c -> (b targets) (images t) c", targets=images)
+        return rearrange(x[:, first_target:], "b targets t c -> (b targets) t c")
 
     def seen(x: Tensor) -> Tensor:
-        return x[:, None].expand(-1, targets, -1, -1).flatten(0, 1)
+        return repeat(x, "b t c -> (b targets) t c", targets=targets)
 
     keys = torch.cat(
         [own(key), *(seen(each.key if each.scale == 1 else each.key * each.scale) for each in references)], dim=1
@@ -155,9 +155,9 @@ def _by_concatenation(query, key, value, references, heads, first_target, full) 
         lengths = [tokens * (images if full else 1), *(each.key.shape[1] for each in references)]
         row = torch.cat([query.new_full((length,), shift) for shift, length in zip(shifts, lengths, strict=True)])
         row = row.view(1, 1, 1, -1)
-    queries = query[:, first_target:].flatten(0, 1)
+    queries = rearrange(query[:, first_target:], "b targets t c -> (b targets) t c")
     out = F.scaled_dot_product_attention(*(_heads(x, heads) for x in (queries, keys, values)), attn_mask=row)
-    out = out.transpose(1, 2).flatten(2).unflatten(0, (branches, targets))
+    out = rearrange(out, "(b targets) heads t d -> b targets t (heads d)", b=branches)
     if not first_target:
         return out
     alone = shared_attention(*(x[:, :first_target] for x in (query, key, value)), heads=heads)
@@ -165,25 +165,26 @@ def _by_concatenation(query, key, value, references, heads, first_target, full) 
 
 
 def _heads(x: Float[Tensor, "rows tokens channels"], heads: int) -> Float[Tensor, "rows heads tokens dim"]:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return rearrange(x, "rows t (heads d) -> rows heads t d", heads=heads)
 
 
-def _attend(kernel: Callable, query: Tensor, key: Tensor, value: Tensor, heads: int, full: bool):
-    """Attend within each image, or over all images of a branch: only the rows that are put together differ."""
-    start = 1 if full else 0
-    return kernel(*(_heads(x.flatten(start, start + 1), heads) for x in (query, key, value)))
+def _attend(kernel: Callable, query: Features, key: Features, value: Features, heads: int, full: bool):
+    """Attend within each image, or over all images of a branch; :func:`_join` undoes the split into heads."""
+    rows = "b heads (images t) d" if full else "(b images) heads t d"
+    return kernel(*(rearrange(x, f"b images t (heads d) -> {rows}", heads=heads) for x in (query, key, value)))
 
 
-def _unfold_lse(lse: Float[Tensor, "rows heads length"], branches: int, images: int):
-    return lse.transpose(1, 2).reshape(branches, images, -1, lse.shape[1])
+def _join(attended: Float[Tensor, "rows heads length dim"], like: Features, full: bool) -> Float[Tensor, "*shape"]:
+    rows = "b heads (images t) d" if full else "(b images) heads t d"
+    return rearrange(attended, f"{rows} -> b images t (heads d)", b=like.shape[0], images=like.shape[1])
 
 
 @cache
 def lse_kernel(device: torch.device, dtype: torch.dtype, dim: int) -> Callable | None:
-    """A fused attention ``(q, k, v, scale) -> (out, log-sum-exp)`` that is right here, or ``None``.
+    """A fused attention ``(q, k, v, scale) -> (out, log-sum-exp)`` that is correct on this device, or ``None``.
 
-    These kernels are what ``scaled_dot_product_attention`` calls, but their names are not public and differ between
-    devices; so each is tried on a small example, and used only if it agrees with the definition.
+    ``scaled_dot_product_attention`` calls these kernels, but their names are not public and differ between devices.
+    So each is tried on a small example first, and used only if it agrees with the definition.
     """
     for kernel in _KERNELS.get(device.type, ()):
         try:

@@ -1,24 +1,27 @@
 """What style alignment puts into a U-Net: a processor for each self-attention, a wrapper for each group norm.
 
-Both read one :class:`Sharing`, which says what the U-Net is doing now: nothing special, running the references (their
+Both read one :class:`Sharing`, which says what the U-Net is doing now: nothing special, running the references (whose
 keys and values are kept), or running the targets (which see what was kept).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .equations import Features, Moments, Reference, adain, centred_variance, mix_moments, moments, shared_attention
+from .settings import StyleSettings
 
 PLAIN = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 
 
 class ReferenceDone(Exception):
-    """The last shared layer of the references has been reached: the rest of their pass would be thrown away."""
+    """The references have passed their last shared layer: the rest of the pass would be thrown away."""
 
 
 @dataclass
@@ -47,21 +50,26 @@ class KeptLayer:
 
 @dataclass
 class Sharing:
-    """Settings of one layer's sharing, shared by all layers, and what the U-Net is doing now."""
+    """What all layers read: the settings, the references' weights (of sum 1), and what the U-Net is doing now.
 
-    adain_queries: bool
-    adain_keys: bool
-    adain_values: bool
-    share_attention: bool
-    full_attention: bool
+    With ``row_zero`` the reference is image 0 of each branch, otherwise it is what another pass has kept. A weight
+    enters attention as a score shift by its log: weight 0 shifts by -inf.
+    """
+
+    settings: StyleSettings
     weights: Float[Tensor, " references"]
-    scales: tuple[float, ...]
-    shifts: tuple[float, ...]  # score shift plus log weight, per reference
-    row_zero: bool  # the reference is image 0 of each branch, not one kept from another pass
+    row_zero: bool
     last_layer: str = ""
     phase: Literal["off", "reference", "targets"] = "off"
     branches: int = 1
     kept: dict[str, KeptLayer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scales, shifts = (
+            self.settings.per_reference(name, len(self.weights)) for name in ("score_scale", "score_shift")
+        )
+        logs = [math.log(weight) if weight > 0 else -math.inf for weight in self.weights.tolist()]
+        self.shifts = tuple(shift + log for shift, log in zip(shifts, logs, strict=True))
 
     def keep(self, layer: str, **what) -> None:
         """Keep something of the references; end their pass after the last layer."""
@@ -72,15 +80,18 @@ class Sharing:
             raise ReferenceDone
 
     def references(self, key: Features, value: Features) -> list[Reference]:
-        """Key and value of the references as attention wants them: one where they all count alike, else each."""
+        """Key and value of the references as attention wants them: joined if all count alike, otherwise one by one."""
         if len({*zip(self.scales, self.shifts, strict=True)}) == 1:
-            return [Reference(key.flatten(1, 2), value.flatten(1, 2), self.scales[0], self.shifts[0])]
+            joined = (
+                rearrange(x, "branches refs tokens channels -> branches (refs tokens) channels") for x in (key, value)
+            )
+            return [Reference(*joined, self.scales[0], self.shifts[0])]
         rows = zip(key.unbind(1), value.unbind(1), self.scales, self.shifts, strict=True)
         return [Reference(*row) for row in rows]
 
 
 class StyleAlignedProcessor:
-    """Self-attention with AdaIN and shared keys and values; outside a shared step it is the processor it replaced."""
+    """Self-attention with AdaIN and shared keys and values; outside a shared step, the processor it replaced."""
 
     def __init__(self, layer: str | None = None, inner=None, sharing: Sharing | None = None):
         if sharing is None:  # diffusers' IP-Adapter loader rebuilds every processor by calling its class
@@ -105,37 +116,37 @@ class StyleAlignedProcessor:
             raise ValueError(
                 "Style alignment shares plain self-attention; this call masks it or gives it other tokens."
             )
-        features = hidden_states.unflatten(0, (sharing.branches, -1))  # (branches, images, tokens, channels)
+        features = rearrange(hidden_states, "(branches images) ... -> branches images ...", branches=sharing.branches)
         query, key, value = (project(features) for project in (attn.to_q, attn.to_k, attn.to_v))
         if sharing.phase == "reference":
             sharing.keep(self.layer, key=key, value=value, query_moments=moments(query))
             out = shared_attention(query, key, value, heads=attn.heads)
         else:
             out = self._aligned(query, key, value, attn.heads)
-        out = attn.to_out[1](attn.to_out[0](out.flatten(0, 1)))
+        out = attn.to_out[1](attn.to_out[0](rearrange(out, "branches images ... -> (branches images) ...")))
         return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor
 
     def _aligned(self, query: Features, key: Features, value: Features, heads: int) -> Features:
-        """The targets' attention; in row-zero mode image 0 is computed with them and is not changed."""
-        sharing = self.sharing
-        if sharing.full_attention and sharing.row_zero:  # nobody is the reference, so nobody's statistics are taken
+        """The targets' attention; in row-zero mode image 0 is computed along with them and does not change."""
+        sharing, settings = self.sharing, self.sharing.settings
+        if settings.full_attention and sharing.row_zero:  # no image is the reference, so nobody's statistics are taken
             return shared_attention(query, key, value, heads=heads, full=True)
         if sharing.row_zero:
             kept = KeptLayer(key[:, :1], value[:, :1], moments(query[:, :1]))
         else:
             kept = sharing.kept[self.layer]
-        references = sharing.references(kept.key, kept.value) if sharing.share_attention else []
-        if sharing.adain_queries:
+        references = sharing.references(kept.key, kept.value) if settings.share_attention else []
+        if settings.adain_queries:
             query = self._adain(query, kept.query_moments)
-        if sharing.adain_keys:
+        if settings.adain_keys:
             key = self._adain(key, moments(kept.key))
-        if sharing.adain_values:
+        if settings.adain_values:
             value = self._adain(value, moments(kept.value))
-        first, full = int(sharing.row_zero), sharing.full_attention
+        first, full = int(sharing.row_zero), settings.full_attention
         return shared_attention(query, key, value, references, heads=heads, first_target=first, full=full)
 
     def _adain(self, features: Features, style: Moments) -> Features:
-        """AdaIN of the targets, over the projections just made; image 0 is left out where it is the reference."""
+        """AdaIN of the targets, written over the projections just made; skips image 0 if it is the reference."""
         style, first = mix_moments(style, self.sharing.weights), int(self.sharing.row_zero)
         if features.requires_grad:
             return torch.cat([features[:, :first], adain(features[:, first:], style)], dim=1)
@@ -147,7 +158,7 @@ class SharedGroupNorm:
     """Group normalization with the moments of the image and of the references, half and half.
 
     As if the features of the two lay side by side: ``mean = (m + m_r) / 2``, ``var = (v + v_r) / 2 + (m - m_r)^2 / 4``
-    for each group, ``m_r, v_r`` mixed over the references by their weights.
+    for each group, where ``m_r, v_r`` are mixed over the references by their weights.
     """
 
     def __init__(self, layer: str, norm: nn.GroupNorm, original, sharing: Sharing):
@@ -158,7 +169,12 @@ class SharedGroupNorm:
         sharing, norm = self.sharing, self.norm
         if sharing.phase == "off":
             return self.original(features)
-        grouped = features.unflatten(0, (sharing.branches, -1)).unflatten(2, (norm.num_groups, -1)).flatten(3)
+        grouped = rearrange(
+            features,
+            "(branches images) (groups channels) ... -> branches images groups (channels ...)",
+            branches=sharing.branches,
+            groups=norm.num_groups,
+        )
         mean = grouped.mean(dim=-1, keepdim=True, dtype=torch.float32)  # (branches, images, groups, 1)
         centred = grouped - mean.to(features.dtype)
         own = Moments(mean, centred_variance(centred, dim=-1))
@@ -203,7 +219,7 @@ def choose_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> 
 
 
 def check_layer(name: str, module: nn.Module) -> None:
-    """Refuse a layer that does more than plain self-attention, in a sentence."""
+    """Raise ``ValueError`` for a layer that does more than plain self-attention."""
     kind = type(module.processor).__name__
     if kind not in PLAIN:
         raise ValueError(f"Layer {name} already has a processor of its own ({kind}); remove it before aligning styles.")
@@ -211,7 +227,7 @@ def check_layer(name: str, module: nn.Module) -> None:
     extra = next((extra for extra in extras if getattr(module, extra, None) is not None), None)
     if extra is not None:
         raise ValueError(
-            f"Layer {name} has a {extra}, which style alignment does not know; SD 1.x, 2.x and SDXL have none."
+            f"Layer {name} has a {extra}, which style alignment does not support; SD 1.x, 2.x and SDXL have none."
         )
 
 

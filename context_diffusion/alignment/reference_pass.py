@@ -1,4 +1,4 @@
-"""Running the references through the U-Net beside the caller's batch, and keeping what they leave for the next call."""
+"""Running the references through the U-Net ahead of the caller's batch, and keeping what they leave for later calls."""
 
 import hashlib
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,35 +19,41 @@ RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual",
 
 
 class ReferencePass:
-    """Gives, for a time step and guidance branches, the keys and values of the references in every shared layer.
+    """Gives the references' keys and values in every shared layer, for a time step and guidance branches.
 
-    The references are run in one batch, one row per branch, on the trajectory's latents with the trajectory's text: no
-    ControlNet residual, no IP-Adapter image and no other token of the caller's batch reaches them. The pass ends at
-    the last shared layer.
+    The references run in one batch, one row per branch, on the trajectory's latents with the trajectory's text: no
+    ControlNet residual, IP-Adapter image or other token of the caller's batch reaches them. The pass ends at the last
+    shared layer.
     """
 
-    def __init__(
-        self, pipe, trajectory: Trajectory, sharing: Sharing, layers: tuple[str, ...], interpolate: bool, cache
-    ):
-        self.pipe, self.trajectory, self.sharing = pipe, trajectory, sharing
-        self.layers, self.interpolate, self.cache = layers, interpolate, cache
+    def __init__(self, unet: nn.Module, trajectory: Trajectory, sharing: Sharing, layers: tuple[str, ...], cache):
+        self.unet, self.trajectory, self.sharing, self.layers, self.cache = unet, trajectory, sharing, layers, cache
         if cache is not None:
-            cache.claim(pipe.unet, trajectory)
-        norms_too = any(isinstance(pipe.unet.get_submodule(layer), nn.GroupNorm) for layer in layers)
+            cache.claim(unet, trajectory)
+        norms_too = any(isinstance(unet.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
-        if any(hasattr(module, "_diffusers_hook") for module in pipe.unet.modules()):
+        if any(hasattr(module, "_diffusers_hook") for module in unet.modules()):
             self.last_layer = ""  # hooks that stream weights must see every layer
 
     def __call__(
-        self, forward: Callable, sample: Tensor, timestep: Tensor | float, branches: Sequence[str], kwargs: dict
+        self,
+        forward: Callable,
+        sample: Tensor,
+        timestep: Tensor | float,
+        branches: Sequence[str],
+        scheduler,
+        kwargs: dict,
     ) -> Layers:
-        """Take from the cache, or run ``forward`` (the U-Net's own) on the references."""
+        """Take from the cache, or run ``forward`` (the U-Net's own) on the references.
+
+        ``scheduler`` is that of the running pipeline: its steps, and its noise levels for interpolation.
+        """
         time = single_timestep(timestep)
         scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
         key = (time, tuple(branches), scale, sample.dtype, self.layers)
         if self.cache is not None and key in self.cache:
             return self.cache.get(key, sample.device)
-        alpha = alpha_at(self.pipe.scheduler, time) if self.interpolate else None
+        alpha = alpha_at(scheduler, time) if self.sharing.settings.interpolate else None
         latents = self.trajectory.at(time, alpha).to(sample)
         texts, added = conditions(self.trajectory.embeddings, branches, like=sample)
         sharing = self.sharing
@@ -54,9 +61,9 @@ class ReferencePass:
         sharing.last_layer = self.last_layer if scale in (None, 1) else ""  # a scaled LoRA is unscaled at the end
         condition = kwargs.get("timestep_cond")  # the guidance scale, in models distilled to be told it
         try:
-            with without_ip_adapter(self.pipe.unet):
+            with without_ip_adapter(self.unet):
                 forward(
-                    torch.cat([latents] * len(branches)),
+                    repeat(latents, "references ... -> (branches references) ...", branches=len(branches)),
                     timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
                     encoder_hidden_states=texts,
                     timestep_cond=None if condition is None else condition[:1].expand(len(texts), -1),
@@ -70,16 +77,16 @@ class ReferencePass:
             sharing.phase = "off"
         kept, sharing.kept = sharing.kept, {}
         if self.cache is not None:
-            self.cache.put(key, kept, steps=len(self.pipe.scheduler.timesteps))
+            self.cache.put(key, kept, steps=len(scheduler.timesteps))
         return kept
 
 
 class ReferenceCache:
     """Keys and values of references, kept for the next call with the same references, steps and model.
 
-    They stay on the device if all steps together take at most half of its free memory, else in the computer's memory
-    if they take at most half of that, else they are not kept and a warning says so. Pass one object to several
-    ``style_aligned`` blocks to share it.
+    They stay on the device if all steps together take at most half of its free memory, and otherwise in the computer's
+    memory if they take at most half of what is free there. If neither has room, nothing is kept and a warning says so.
+    Pass one object to several ``style_aligned`` blocks to share it.
     """
 
     def __init__(self) -> None:
@@ -118,7 +125,7 @@ class ReferenceCache:
         return layers if self.device == device else {name: kept.to(device) for name, kept in layers.items()}
 
     def put(self, key: tuple, layers: Layers, steps: int) -> None:
-        """Keep ``layers``, where there is room for ``steps`` times as much."""
+        """Keep ``layers`` wherever ``steps`` times as much fits."""
         where = next(iter(layers.values())).tensors()[0].device
         if self.device is None:
             self.device = _roomy_device(where, steps * _bytes(layers))
@@ -130,7 +137,7 @@ class ReferenceCache:
 
 @contextmanager
 def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
-    """Switch the U-Net's IP-Adapters off, so that it can be called without their images; put back what was there."""
+    """Switch the U-Net's IP-Adapters off, so that it can be called without their images; restore them afterwards."""
     if getattr(unet.config, "encoder_hid_dim_type", None) != "ip_image_proj":
         yield
         return
@@ -149,7 +156,7 @@ def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
 
 
 def without_control(kwargs: dict, rows: int, branches: int) -> dict:
-    """Take what a ControlNet or T2I-Adapter adds to image 0 of each guidance branch out of a U-Net's arguments."""
+    """Remove from a U-Net's arguments what a ControlNet or T2I-Adapter adds to image 0 of each guidance branch."""
 
     def zeroed(found):
         if isinstance(found, Tensor):
@@ -162,12 +169,14 @@ def without_control(kwargs: dict, rows: int, branches: int) -> dict:
 def zero_first_image(
     residual: Float[Tensor, "given channels height width"], rows: int, branches: int
 ) -> Float[Tensor, "rows channels height width"]:
-    """Concatenate zeros for image 0 with the residuals of the other images, in each guidance branch.
+    """Put zeros for image 0 of each guidance branch, and keep the residuals of the other images.
 
-    A residual of one row, which would be added to all ``rows``, is repeated first.
+    A residual of one row, which the U-Net would add to all ``rows``, is repeated first.
     """
-    images = residual.expand(rows, *residual.shape[1:]).unflatten(0, (branches, -1))  # (branches, images, ...)
-    return torch.cat([torch.zeros_like(images[:, :1]), images[:, 1:]], dim=1).flatten(0, 1)
+    every_row = residual.expand(rows, *residual.shape[1:])
+    images = rearrange(every_row, "(branches images) ... -> branches images ...", branches=branches)
+    freed = torch.cat([torch.zeros_like(images[:, :1]), images[:, 1:]], dim=1)
+    return rearrange(freed, "branches images ... -> (branches images) ...")
 
 
 def single_timestep(timestep: Tensor | float) -> float:
@@ -176,7 +185,7 @@ def single_timestep(timestep: Tensor | float) -> float:
         return float(timestep)
     values = timestep.unique().tolist()
     if len(values) > 1:
-        raise ValueError(f"Images aligned with a reference are at one time step; this call has {values}.")
+        raise ValueError(f"Images aligned with a reference share one time step; this call has {values}.")
     return values[0]
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StyleSettings:
-    """What is shared with the reference, how strongly, in which layers, at which steps.
+    """What is shared with the reference, how strongly, in which layers and at which steps.
 
-    ``score_scale`` multiplies the scores of the reference's keys, ``score_shift`` is added to them (``math.log(2)``:
-    each of its tokens counts twice); one number, or one per reference. ``full_attention`` lets all images see each
-    other. ``layers`` is a fraction (the paper tries 1, 0.5, 0.1), evenly spaced, or words such as "up_blocks".
-    Steps count from 0 over the whole schedule, ``last_step`` included. ``interpolate`` allows sampling at time steps
-    between those of the reference's trajectory. Layer norms are not shared: they act on one token at a time, so
-    sharing them would do nothing. ``control_reference=True`` lets a ControlNet steer the reference that is the first
-    image of its batch; else its residuals there are zeros, at every step, as in the code of StyleAligned's authors. A
-    reference from outside is never steered.
+    ``score_scale`` multiplies the scores of the reference's keys and ``score_shift`` is added to them (``math.log(2)``
+    makes each of its tokens count twice): one number, or one per reference. ``full_attention`` lets all images see
+    each other. ``layers`` is a fraction of the self-attention layers, evenly spaced (the paper tries 1, 0.5 and 0.1),
+    or words from their names, such as "up_blocks". Steps are counted from 0 over the whole schedule, ``last_step``
+    included. ``interpolate`` allows sampling at time steps between those of the reference's trajectory. Layer norms
+    are not shared: they act on one token at a time, so sharing them would change nothing. ``control_reference=True``
+    lets a ControlNet steer a reference that is the first image of its batch; otherwise its residuals are zero there
+    at every step, as in the StyleAligned authors' code. A reference from outside the batch is never steered.
     """
 
     adain_queries: bool = True
@@ -35,7 +35,7 @@ class StyleSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int | float) and not 0 <= self.layers <= 1:
-            raise ValueError(f"layers is a fraction from 0 to 1, or words in layer names; got {self.layers}.")
+            raise ValueError(f"layers is a fraction from 0 to 1, or words from layer names; got {self.layers}.")
         if self.first_step < 0 or (self.last_step is not None and self.last_step < self.first_step):
             raise ValueError(
                 f"Steps run from first_step (0 or more) to last_step; got {self.first_step} to {self.last_step}."

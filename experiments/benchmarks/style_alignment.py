@@ -1,7 +1,7 @@
 """Time and memory of style alignment, in ratios: plain, textbook, ours, ours with a cached reference.
 
     python -m experiments.benchmarks.style_alignment --tiny   # a minute on one CPU core: a tiny SDXL, small layers
-    python -m experiments.benchmarks.style_alignment          # SDXL's layer shapes; on a GPU also SDXL's whole U-Net (random)
+    python -m experiments.benchmarks.style_alignment          # SDXL's layer shapes; on a GPU also its whole U-Net (random)
 
 Every round runs all variants one after the other; a ratio is the median over rounds of the ratios within a round, so
 that a busy machine slows both sides alike. On a CPU the process's own time on one thread is counted.
@@ -86,7 +86,7 @@ class Subject:
         self.shape = (config.in_channels, config.sample_size, config.sample_size)
         scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
         scheduler.set_timesteps(50)
-        self.pipe = SimpleNamespace(unet=unet, scheduler=scheduler, do_classifier_free_guidance=True)
+        self.pipe = SimpleNamespace(unet=unet, scheduler=scheduler)
         self.time = scheduler.timesteps[20]
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim if real else 8
 
@@ -119,15 +119,18 @@ class Subject:
         def written(shift: float):
             return lambda: textbook(self.unet, TextbookSettings(score_shift=shift))
 
+        def ours(**settings):
+            return lambda: style_aligned(self.pipe, branches=("uncond", "cond"), **settings)
+
         return {
             "plain": (nullcontext, targets),
             "textbook": (written(0.0), targets),
-            "ours": (lambda: style_aligned(self.pipe), targets),
+            "ours": (ours(), targets),
             "textbook, shift": (written(SHIFT), targets),
-            "ours, shift": (lambda: style_aligned(self.pipe, score_shift=SHIFT), targets),
+            "ours, shift": (ours(score_shift=SHIFT), targets),
             "textbook, reference row, shift": (written(SHIFT), with_row),
-            "ours, reference, shift": (lambda: style_aligned(self.pipe, **outside), targets),
-            "ours, cached reference, shift": (lambda: style_aligned(self.pipe, cache=True, **outside), targets),
+            "ours, reference, shift": (ours(**outside), targets),
+            "ours, cached reference, shift": (ours(cache=True, **outside), targets),
         }
 
 

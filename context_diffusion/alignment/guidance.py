@@ -1,0 +1,111 @@
+"""Which rows of a U-Net's batch belong to which branch of guidance, as the running pipeline stacks them.
+
+Classifier-free guidance (Ho and Salimans 2022, eq. 6) needs a prediction with the prompt and one without it. Most
+diffusers pipelines stack both branches in one batch; modular pipelines call the U-Net once for each. The tensors do
+not tell: the second of two rows may be a second image, or the first image without its prompt. The pipeline given to
+``style_aligned`` cannot always tell either, because one U-Net serves many pipelines. The one that is running can.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+TEXT_TO_IMAGE_KIN = (
+    *(
+        f"StableDiffusion{xl}{control}{task}Pipeline"
+        for xl in ("", "XL")
+        for control in ("", "ControlNet")
+        for task in ("", "Img2Img", "Inpaint")
+    ),
+    *(f"StableDiffusionXLControlNetUnion{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
+    "StableDiffusionAdapterPipeline",
+    "StableDiffusionXLAdapterPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+GUIDED_BRANCHES = dict.fromkeys(TEXT_TO_IMAGE_KIN, ("uncond", "cond")) | {
+    "StableDiffusionInstructPix2PixPipeline": ("cond", "uncond", "uncond"),  # text and picture, picture alone, neither
+}
+
+
+class Call(NamedTuple):
+    """The pipeline that is calling a U-Net, and the qualified name of its method that does so."""
+
+    pipe: Any
+    method: str
+
+
+def running_call(unet: nn.Module) -> Call | None:
+    """Find the innermost call of a diffusers pipeline that holds this very U-Net, or ``None`` in a loop of one's own.
+
+    A pipeline passes nothing of itself to its U-Net, so the frames of the call are searched for it.
+    """
+    from diffusers import DiffusionPipeline, ModularPipeline
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            local = frame.f_locals
+            owner = local.get("self")
+            if isinstance(owner, DiffusionPipeline | ModularPipeline) and _holds(owner, unet):
+                if isinstance(local, dict):  # a copy before Python 3.13, and kept: it would hold on to the residuals
+                    local.clear()
+                return Call(owner, frame.f_code.co_qualname)
+        frame = frame.f_back
+    return None
+
+
+def guidance_branches(call: Call | None) -> tuple[str, ...]:
+    """Name the branches of the rows of a call, in order: "cond" with the prompt, "uncond" without it.
+
+    Raises ``ValueError`` where no pipeline is running, or one whose layout is not in :data:`GUIDED_BRANCHES`.
+    """
+    if call is None:
+        raise ValueError(
+            "No diffusers pipeline is calling this U-Net, so the order of its rows under guidance is unknown; pass "
+            "branches=, such as ('uncond', 'cond') where both are stacked in one batch, or ('cond',)."
+        )
+    if call.method == "ModularPipeline.__call__":
+        return (_guider_branch(call.pipe.guider),)
+    branches = GUIDED_BRANCHES.get(call.method.removesuffix(".__call__"))
+    if branches is None:
+        raise ValueError(
+            f"The order of the rows in {call.method} under guidance is unknown; pass branches=, such as "
+            "('uncond', 'cond') if it stacks the rows without the prompt before those with it."
+        )
+    return branches if call.pipe.do_classifier_free_guidance else ("cond",)
+
+
+def check_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return branches as a tuple; raise ``ValueError`` unless each is "cond" or "uncond"."""
+    if branches is None:
+        return None
+    named = (branches,) if isinstance(branches, str) else tuple(branches)
+    if not named or set(named) - {"cond", "uncond"}:
+        raise ValueError(
+            f"branches names each stacked part 'cond' (with the prompt) or 'uncond' (without it); got {branches!r}."
+        )
+    return named
+
+
+def without_compilation(unet: nn.Module) -> nn.Module:
+    """Return the module inside the wrapper of ``torch.compile``, or the module itself where there is none."""
+    return getattr(unet, "_orig_mod", unet)
+
+
+def _guider_branch(guider) -> str:
+    """Name the branch that a modular pipeline's guider has prepared last."""
+    others = set(guider._input_predictions) - {"pred_cond", "pred_uncond"}
+    if others:
+        raise ValueError(
+            f"{type(guider).__name__} also runs the U-Net with changed attention ({', '.join(sorted(others))}), which "
+            "style_aligned does not know; guide with ClassifierFreeGuidance or its kin."
+        )
+    return "cond" if guider.is_conditional else "uncond"
+
+
+def _holds(pipe, unet: nn.Module) -> bool:
+    theirs = getattr(pipe, "unet", None)
+    return theirs is not None and without_compilation(theirs) is without_compilation(unet)
