@@ -1,7 +1,7 @@
 """Time and memory of style alignment, in ratios: plain, textbook, ours, ours with a cached reference.
 
     python -m experiments.benchmarks.style_alignment --tiny   # a minute on one CPU core: a tiny SDXL, small layers
-    python -m experiments.benchmarks.style_alignment          # SDXL's layer shapes; on a GPU also its whole U-Net (random)
+    python -m experiments.benchmarks.style_alignment          # SDXL's layers; on a GPU also its whole U-Net (random)
 
 Every round runs all variants one after the other; a ratio is the median over rounds of the ratios within a round, so
 that a busy machine slows both sides alike. On a CPU the process's own time on one thread is counted.
