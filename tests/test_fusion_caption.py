@@ -25,7 +25,8 @@ from context_diffusion.fusion.caption import Captioner, ImageSource, confidence,
 from context_diffusion.images import dynamic_normalization, to_tensor
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, Style, TinyScenes
 from context_diffusion.scenes import caption as sentence
-from experiments.evaluation import captions, offline
+from experiments.evaluation import caption_accuracy as captions
+from experiments.evaluation import harness
 from experiments.evaluation.bench import Bench
 from experiments.evaluation.unseen import sample
 from experiments.training import captioner as training
@@ -278,6 +279,6 @@ def test_the_protocol_counts_what_the_captioner_says(monkeypatch):
 
 def test_the_protocol_is_skipped_with_a_sentence_where_the_captioner_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(caption.CAPTIONERS, "tiny-fusion", str(tmp_path / "none"))
-    assert "captions" in offline.PROTOCOLS
-    assert not offline.run("captions", Bench(quick=True), tmp_path)
+    assert "captions" in harness.OFFLINE
+    assert not harness.run("captions", Bench(quick=True), tmp_path)
     assert "captions: not run. The offline captioner is not at" in capsys.readouterr().out

@@ -3,7 +3,7 @@
     python -m experiments.publishing.card        # -> data/checkpoints/tiny-scenes/README.md
 
 Every number in the card comes from ``figures/training/*.json`` and ``figures/offline/*.json``; run the training scripts
-and ``python -m experiments.evaluation.offline`` first.
+and ``python -m experiments.evaluation offline`` first.
 """
 
 import json
@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from context_diffusion.files import ROOT, TINY_SCENES, written_whole
+from context_diffusion.scenes import TinyScenes
+from context_diffusion.scenes.dataset import GROUP
 
-from ..evaluation.offline import PROTOCOLS
+from ..evaluation.harness import OFFLINE
+from ..training import data, unet
 
 FUSION_PROTOCOLS = ("captions", "music", "speech", "fusion")  # scores of tiny-fusion, which has a card of its own
 COMPONENTS = {  # record of the run -> folders, class, what it learned from
@@ -23,15 +26,15 @@ COMPONENTS = {  # record of the run -> folders, class, what it learned from
     "controlnet-depth": ("controlnet-depth", "ControlNetModel", "exact depth"),
     "depth": ("depth", "DPTForDepthEstimation", "pictures and exact depth"),
     "dino": ("dino", "ViTModel", "pictures alone, no label"),
-    "judge": ("judge", "ResNetForImageClassification", "pictures and their labels; for evaluation only"),
+    "judge": ("judge", "ResNetForImageClassification", "pictures and their labels, for evaluation only"),
 }
 
 TEXT = """\
 # tiny-scenes
 
 A family of small models that draws twelve kinds of object over four backgrounds in ten styles, 128x128 pixels, on two
-CPU cores in seconds. Ordinary diffusers and transformers classes, fp16 safetensors, MIT licence. For learning, testing
-and comparing methods; it knows nothing but its world.
+CPU cores in seconds. Ordinary diffusers and transformers classes, fp16 safetensors, MIT licence. They are for learning,
+testing and comparing methods, and know nothing but their world.
 
 ```python
 import context_diffusion as cd
@@ -44,54 +47,59 @@ Written by `python -m experiments.publishing.card`; all numbers come from the fi
 
 ## Data
 
-`context_diffusion.scenes`: 24,000 pictures (6,000 style draws of four scenes each, seeds 0 to 5,999), drawn on the
-spot. Held-out seeds start at 1,000,000. A caption names object, background and mostly the style; palette and texture
-parameters are free. Contexts of a training sample are other scenes of its style draw, never the target.
+`context_diffusion.scenes` draws the pictures on the spot: {group} scenes for each of {groups:,} draws of a style
+({unet_groups:,} for the U-Net). Held-out draws start at number {held_out:,}. A caption names the object, the background
+and mostly the style; palette and texture parameters are free. The contexts of a training sample are other scenes of its
+style draw, never the target.
 
 ## Recipe
 
-`make train` runs all of it. Averaged weights, cosine schedule, AdamW; one thread of a two-core CPU beside other work,
-so the minutes are upper bounds; bf16 where the CPU has it (AMX), fp32 in all runs but the first, on one that has not.
-A sum is a run and those that went on from its weights (`--warm`). The curves are in `figures/training/`,
-with every setting of each run in the JSON beside them.
+`make train` runs all of it. The weights are averages over the steps. The minutes are upper bounds, because the machine
+did other work as well. A sum is a run and those that continued from its weights (`--start`). The curves are in
+`figures/training/`, with every setting of each run in the JSON next to them.
 
 {training}
 
-The two towers of `clip` were copied to `text_encoder` and `image_encoder` when the U-Net's training began and have been
-frozen since; `clip` itself was then trained on, for scoring. The U-Net predicts noise on Stable Diffusion's schedule
-with its end moved from 0.012 to 0.02: at 0.012 a quarter to a third of the variance of a picture's mean colour is left
-at the first step of sampling, and palettes come out muted. What is left at 0.02 still lets a seed colour the picture:
-with contexts, `ContextDiffusion` holds their mean colour through the first steps (`conditioning.HeldColour`).
-{history}
+The two towers of `clip` were copied to `text_encoder` and `image_encoder` when the U-Net's training began, and have
+been frozen since; `clip` itself was then trained further, for scoring. {schedule}
+With contexts, `ContextDiffusion` holds their mean colour through the first steps
+(`context_diffusion.context.contexts.HeldColour`).
 
 ## Scores
 
-`python -m experiments.evaluation.offline` (records and sheets in `figures/offline/`), unseen scenes, consecutive
-seeds, nothing picked; 95 % intervals.
+`python -m experiments.evaluation offline` makes them (records and sheets are in `figures/offline/`), on unseen scenes,
+with consecutive seeds and no cherry-picking; intervals are 95 %.
 
 {scores}
 
 ## Limits
 
-- Aims marked "missed" are missed. Edge F1 can reach at most what "really drawn" does, for texture has edges that no
-  query has. Most of what lacks to that is in neon, pixel art, blueprint and flat pictures
-  (`figures/offline/layout-styles.md`): outlines wobble, for the U-Net is short of training steps. Any model goes on
-  from its published weights with `--warm`, e.g. `python -m experiments.training.unet --warm`.
-- Words outside the world fall to bytes and mean nothing to the model. Prompts longer than about twenty words use
-  positions that hardly any training caption reached.
-- The judge sees object and style of real scenes rightly most of the time (its own accuracy is in the table): a score
-  near it is at the ceiling of what it can measure.
+- Aims marked "missed" are missed. Edge F1 can reach at most what "really drawn" does, because texture has edges that no
+  query has (style by style: `figures/offline/layout-styles.md`).
+- Any model can continue from its published weights, e.g.
+  `python -m experiments.training.unet --start data/checkpoints/tiny-scenes`.
+- Words outside the world fall apart into bytes and mean nothing to the model. Prompts longer than about twenty words
+  use positions that hardly any training caption reached.
+- The judge is right about object and style of most real scenes (its own accuracy is in the table): a score close to
+  that is at the ceiling of what it can measure.
 - The statistic token is evaluated by zeroing it in a model that was trained with it.
 """
 
-HISTORY = """These weights took three stretches: 3,500 steps on the schedule that ends at 0.012 with min-SNR-5 weights,
-1,000 on the one that ends at 0.02, the others with the weights that the script has now (the curve shows the breaks).
-The ControlNets' first runs were beside the U-Net's, on its state at the time, that of Canny even on the old schedule;
-the later runs were on the U-Net as it is now."""
+
+def schedule(models: Path = TINY_SCENES) -> str:
+    """Say in a sentence what the U-Net predicts and where its noise schedule ends."""
+    settings = json.loads((models / "scheduler" / "scheduler_config.json").read_text())
+    what = {"epsilon": "noise", "v_prediction": "v (Salimans and Ho 2022)"}[settings["prediction_type"]]
+    end = (
+        "rescaled to end in pure noise (Lin et al. 2023): no palette hides in the noise that sampling starts from."
+        if settings["rescale_betas_zero_snr"]
+        else f"with a beta that ends at {settings['beta_end']:g}: the first noise still lets a seed colour the picture."
+    )
+    return f"The U-Net predicts {what} on Stable Diffusion's schedule,\n{end}"
 
 
 def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, models: Path = TINY_SCENES) -> str:
-    """One row for each run on record whose weights are in the folder of ``models``."""
+    """One row for each run on record whose weights are in the folder ``models``."""
     rows = ["| folder | class | learned from | steps | batch | minutes |", "|---|---|---|---|---|---|"]
     for name, (folder, kind, source) in components.items():
         file = ROOT / "figures" / "training" / f"{name}.json"
@@ -106,7 +114,7 @@ def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, 
 
 
 def score_table(folder: Path = ROOT / "figures" / "offline", protocols: Sequence[str] | None = None) -> str:
-    """One row for each number on record, protocol by protocol; all of them, or those of some ``protocols``."""
+    """One row for each number on record, protocol by protocol: of all protocols, or of those named."""
     rows = ["| protocol | score | value | 95 % interval | n | aim |", "|---|---|---|---|---|---|"]
     for file in sorted(folder.glob("*.json")):
         if protocols is not None and file.stem not in protocols:
@@ -124,12 +132,24 @@ def score_table(folder: Path = ROOT / "figures" / "offline", protocols: Sequence
     return "\n".join(rows)
 
 
+def card() -> str:
+    """The card's text."""
+    return TEXT.format(
+        groups=data.GROUPS,
+        group=GROUP,
+        unet_groups=unet.GROUPS,
+        held_out=TinyScenes.HELD_OUT,
+        training=training_table(),
+        schedule=schedule(),
+        scores=score_table(protocols=[name for name in OFFLINE if name not in FUSION_PROTOCOLS]),
+    )
+
+
 def main() -> None:
     """Write the card."""
     target = TINY_SCENES / "README.md"
-    scores = score_table(protocols=[name for name in PROTOCOLS if name not in FUSION_PROTOCOLS])
     with written_whole(target) as temporary:
-        temporary.write_text(TEXT.format(training=training_table(), scores=scores, history=HISTORY))
+        temporary.write_text(card(), encoding="utf-8")
     print(target.relative_to(ROOT))
 
 

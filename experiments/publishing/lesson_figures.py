@@ -5,8 +5,8 @@
     python -m experiments.publishing.lesson_figures 01 --out build/here     # the picture to another folder
 
 A lesson's first cell links its opening picture, ``![...](../figures/....webp)``; the code cell that draws it carries
-the tag ``figure``. With better weights in place, running this again brings the pages up to date. The executed
-notebooks, with all their outputs, are left in ``build/notebooks/``.
+the tag ``figure``. After new weights, this brings the pages up to date. The executed notebooks, with all their outputs,
+stay in ``build/notebooks/``.
 """
 
 import argparse
@@ -17,42 +17,33 @@ import time
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 from PIL import Image
 
 from context_diffusion import save_image
 from context_diffusion.files import ROOT
 
+from .execution import EXECUTED, execute
+
 NOTEBOOKS = ROOT / "notebooks"
-EXECUTED = ROOT / "build" / "notebooks"
 TAG = "figure"
 LARGEST = 300_000  # bytes
 
 
 def opening_picture(notebook: nbformat.NotebookNode, folder: Path) -> Path | None:
-    """The file that the lesson's first cell shows."""
+    """The picture that the lesson's first cell links, if any."""
     found = re.search(r"!\[[^\]]*\]\(([^)\s]+\.(?:webp|png))\)", notebook.cells[0].source)
     return (folder / found[1]).resolve() if found else None
 
 
 def tagged_figure(notebook: nbformat.NotebookNode) -> Image.Image | None:
-    """The last picture among the outputs of the cells tagged ``figure``."""
+    """The last picture among the outputs of the cells with the tag ``figure``, if any."""
     outputs = [o for cell in notebook.cells if TAG in cell.metadata.get("tags", []) for o in cell.get("outputs", [])]
     pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     return Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).convert("RGB") if pictures else None
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
-    """Run a lesson from the top, in its own folder."""
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
-    return notebook
-
-
 def main() -> None:
-    """Execute, keep the executed notebook, write the picture."""
+    """Execute lessons, keep the executed notebooks, and write their opening pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="lessons, e.g. 01 09 (default: all)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: where the page looks)")
@@ -63,7 +54,7 @@ def main() -> None:
     EXECUTED.mkdir(parents=True, exist_ok=True)
     for path in (lessons[number] for number in asked.numbers or lessons):
         start = time.perf_counter()
-        notebook = execute(path)
+        notebook = execute(nbformat.read(path, as_version=4), path.parent)
         nbformat.write(notebook, EXECUTED / path.name)
         figure, file = tagged_figure(notebook), opening_picture(notebook, path.parent)
         note = "no opening picture"

@@ -3,11 +3,13 @@
     python -m experiments.publishing.readme_figures                           # -> figures/world.webp, figures/demo.webp
     python -m experiments.publishing.readme_figures world --out build/here    # -> build/here/world.webp
 
-Objects, styles and seeds are consecutive; nothing is picked.
+Objects, styles and seeds are consecutive; nothing is cherry-picked.
 """
 
 import argparse
 from pathlib import Path
+
+from PIL import Image
 
 from context_diffusion.cli import DEMO_CONTEXTS, DEMO_PROMPT, DEMO_QUERY
 from context_diffusion.context.model import ContextDiffusion
@@ -20,8 +22,8 @@ from ..evaluation.sheets import labelled_sheet, save_sheet
 SEEDS = 4
 
 
-def world():
-    """Every object in every style: place, palette and texture parameters are drawn, from unseen seeds."""
+def world() -> Image.Image:
+    """Every object in every style; place, palette and texture parameters come from unseen seeds."""
     rows = {}
     for row, name in enumerate(STYLES):
         seeds = [TinyScenes.HELD_OUT + len(OBJECTS) * row + column for column in range(len(OBJECTS))]
@@ -32,8 +34,8 @@ def world():
     return labelled_sheet(rows, OBJECTS, cell=96)
 
 
-def demo():
-    """The inputs of ``make demo``, then what the model draws from all, from contexts alone, from the prompt alone."""
+def demo() -> Image.Image:
+    """The inputs of ``make demo``, then what the model draws from all of them, and with one of them left out."""
     model = ContextDiffusion.from_pretrained()
     query, contexts = load_image(DEMO_QUERY), [load_image(path) for path in DEMO_CONTEXTS]
     settings = {
