@@ -92,7 +92,7 @@ class DepthEstimator:
 
 
 def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT) -> Float[Tensor, "height width"]:
-    """Estimate nearness, by default with the offline estimator: float32 in [0, 1], 1 is nearest.
+    """Estimate nearness in an ``image``, by default with the offline estimator: float32 in [0, 1], 1 is nearest.
 
     ``estimator`` is a loaded one, or what :meth:`DepthEstimator.from_pretrained` takes, such as
     ``"Intel/dpt-hybrid-midas"``; for many pictures, load it once.

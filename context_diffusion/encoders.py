@@ -44,7 +44,10 @@ class Encoder(Protocol):
 def load_encoder(
     name: str = "clip", model: str | Path = DEFAULT, *, device: str | torch.device = "cpu"
 ) -> "TransformersEncoder":
-    """Load an encoder: ``"clip"`` or ``"dino"`` of a model, or ``"siglip"``, ``"dinov2"``, a repository id or folder.
+    """Load an encoder onto a ``device``.
+
+    ``name`` is ``"clip"`` or ``"dino"`` of the ``model`` (or of the hub, if the model has none), ``"siglip"``,
+    ``"dinov2"``, a repository id or a folder.
 
     Pictures are standardized as in the encoder's training, by the fixed numbers in its ``preprocessor_config.json``. If
     its folder has no such file, as offline, pixels are scaled to [-1, 1], and for CLIP normalized dynamically. Raises

@@ -56,6 +56,16 @@ def finetune(
     Training minimizes the error of the predicted noise (Ho et al. 2020, eq. 14; of the velocity for v-prediction
     models) over the LoRA matrices alone. Raises ``FileNotFoundError`` or ``ValueError`` for pictures, captions or
     numbers that will not do, before any model is loaded.
+
+    Arguments:
+        images: a folder of pictures.
+        caption: serves the pictures that have no ``.txt`` file of their own.
+        out: the folder for the LoRA.
+        model: ``"tiny-scenes"``, ``"sd15"``, a folder or a repository id.
+        steps, batch_size, learning_rate: those of AdamW.
+        rank: of the LoRA matrices.
+        seed: of the batches, the noise and the matrices' start.
+        progress: whether to show a progress bar.
     """
     files, captions = read_folder(images, caption)
     if min(steps, batch_size, rank) < 1 or not learning_rate > 0:

@@ -55,9 +55,10 @@ class NormalizedImage(Tensor):
 
 
 def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read any kind of image as an 8-bit RGB PIL image: upright, first frame only, transparency over white.
+    """Read a ``source``, any kind of image, as 8-bit RGB in PIL: upright, first frame only, transparency over white.
 
-    Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` with one sentence that says what to do.
+    Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` with one sentence that says what to do; an image of
+    more than ``max_pixels`` is refused.
 
     >>> load_image(np.zeros((4, 6), dtype=np.uint8)).size
     (6, 4)
@@ -144,9 +145,9 @@ def dynamic_normalization(
 def denormalize(
     values: Float[Tensor, "*batch 3 height width"], statistics: Float[Tensor, "*batch 6"] | None = None
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Undo :func:`dynamic_normalization`: ``x = x' * max(std, 1/255) + mean``, floats around [0, 1].
+    """Undo :func:`dynamic_normalization` of ``values``: ``x = x' * max(std, 1/255) + mean``, floats around [0, 1].
 
-    What :func:`load_image_as_tensor` returned knows its own statistics. Passing *another image's* statistics moves that
+    What :func:`load_image_as_tensor` returned knows its own ``statistics``. Passing *another image's* moves that
     image's palette over: adaptive instance normalization (AdaIN) on pixels.
     """
     if statistics is None:
@@ -163,9 +164,10 @@ def denormalize(
 def load_image_as_tensor(source: ImageLike, size: int | tuple[int, int] = 224, fit: Fit = "crop") -> NormalizedImage:
     """Read an image, resize it to 224x224 and normalize each channel by its own mean and standard deviation.
 
-    Returns a float32 tensor (3, 224, 224) with mean 0 and standard deviation 1 in each channel, which carries the six
-    removed ``statistics``. It is accepted wherever an image is, and :func:`denormalize` undoes it. For models that draw
-    more than 224 pixels, pass the path itself or a larger ``size``.
+    ``source`` is any kind of image; ``size`` and ``fit`` are those of :func:`resize`. Returns a float32 tensor
+    (3, 224, 224) with mean 0 and standard deviation 1 in each channel, which carries the six removed ``statistics``. It
+    is accepted wherever an image is, and :func:`denormalize` undoes it. For models that draw more than 224 pixels, pass
+    the path itself or a larger ``size``.
     """
     values, statistics = dynamic_normalization(to_tensor(resize(source, size, fit)))
     return NormalizedImage.build(values, statistics)
@@ -174,7 +176,10 @@ def load_image_as_tensor(source: ImageLike, size: int | tuple[int, int] = 224, f
 def image_grid(
     images: Sequence[ImageLike], columns: int | None = None, *, gap: int = 2, background: str = "white"
 ) -> Image.Image:
-    """Put images into one, row by row, ``gap`` pixels apart; all cells have the size of the first image."""
+    """Put images into one, row by row, ``gap`` pixels of the colour ``background`` apart; the first sets the cell size.
+
+    Without ``columns``, a row holds all images, at most 8.
+    """
     if not len(images):
         raise ValueError("An image grid needs at least one image; the list is empty.")
     columns = min(len(images), 8) if columns is None else columns
@@ -197,7 +202,8 @@ def image_grid(
 def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
     """Write an image under a temporary name, then rename it, so an interrupted run leaves nothing half-written.
 
-    The suffix decides the format; ``options`` go to ``PIL.Image.save`` (``quality=90``, ``pnginfo=...``).
+    The suffix of ``path`` decides the format; ``options`` go to ``PIL.Image.save`` (``quality=90``, ``pnginfo=...``).
+    Returns the path; raises ``ValueError`` for a suffix that names no image format.
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():

@@ -82,7 +82,7 @@ class Captioner:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture as a source of words; ``captioner`` is a :class:`Captioner` or its name."""
+    """A picture as a source of words: any ``image``, and a ``captioner``, which is a :class:`Captioner` or its name."""
 
     image: ImageLike
     captioner: Captioner | str | Path = OFFLINE

@@ -32,7 +32,7 @@ PAUSE = 0.2  # seconds; long speech is cut where a stretch of this length is qui
 
 
 class Transcriber:
-    """A Whisper with its tokenizer and feature extractor; call it with a :class:`.sound.Sound` at its ``rate``.
+    """A Whisper ``network`` with its ``processor``; call it with a :class:`.sound.Sound` at its ``rate``.
 
     ``language`` (None: the model finds out) and ``task`` (``"translate"`` gives English) are for multilingual Whispers;
     the others ignore them.

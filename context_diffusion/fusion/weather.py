@@ -42,6 +42,7 @@ PROVIDERS = {
 class WeatherSource:
     """The weather at a ``place`` (a name, or latitude and longitude), or in a ``recorded`` answer, as words.
 
+    ``provider`` is ``"openweathermap"`` (with a key) or ``"open-meteo"``; ``patience`` says how long to wait for it.
     ``vocabulary`` is ``"offline"`` for words that the offline model knows, ``"open"`` for plain English. No request is
     sent before :meth:`describe`.
     """
