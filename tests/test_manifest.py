@@ -311,10 +311,10 @@ def test_the_lock_and_the_committed_pictures_are_the_manifests():
 @pytest.mark.parametrize(
     ("file", "command"),
     [
-        ("lessons/08_new.webp", "benchmarks.lesson_figures 08"),
-        ("offline/new-sheet.webp", "experiments.evaluation.offline --only new"),
-        ("evaluation/new-sheet.webp", "experiments.evaluation.papers new"),
-        ("evaluation/style-sets-sheet.webp", "experiments.evaluation.papers style-sets"),
+        ("lessons/08_new.webp", "experiments.publishing.lesson_figures 08"),
+        ("offline/new-sheet.webp", "experiments.evaluation new"),
+        ("evaluation/new-sheet.webp", "experiments.evaluation new"),
+        ("evaluation/style-sets-sheet.webp", "experiments.evaluation style-sets"),
     ],
 )
 def test_a_new_figure_takes_three_lines(tmp_path, file, command):

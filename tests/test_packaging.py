@@ -98,7 +98,8 @@ def test_an_editable_installation_finds_the_clone(tmp_path):
     (wheel,) = tmp_path.glob(f"context_diffusion-{cd.__version__}-*editable*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    ask = f"import site; site.addsitedir({str(site)!r}); import context_diffusion as cd, experiments; print(cd.__file__)"
+    look = "import context_diffusion, experiments; print(context_diffusion.__file__)"
+    ask = f"import site; site.addsitedir({str(site)!r}); {look}"
     found = subprocess.run([sys.executable, "-S", "-c", ask], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == made / "context_diffusion" / "__init__.py"
 
