@@ -83,14 +83,14 @@ publish: $(RUNTIME)
 	$(RUN) -m experiments.publishing.weights $(ARGS)
 
 evaluate: $(DEV)
-	$(RUN) -m experiments.evaluation.offline
+	$(RUN) -m experiments.evaluation offline
 	$(RUN) -m experiments.publishing.card
 	$(RUN) -m experiments.publishing.manifest --accept offline
 	$(RUN) -m experiments.publishing.fusion_card
-	$(RUN) -m experiments.evaluation.papers --quick
+	$(RUN) -m experiments.evaluation papers --quick
 
 papers: $(DEV)
-	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m experiments.evaluation.papers
+	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m experiments.evaluation papers
 	$(RUN) -m experiments.publishing.manifest --accept evaluation
 
 clean:
