@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "demo", help="query + contexts + prompt -> picture, offline",
         description=f"The main job on committed inputs: the layout of {DEMO_QUERY.relative_to(ROOT)}, the style of "
         f"three pictures in {DEMO_CONTEXTS[0].parent.relative_to(ROOT)}/, and the prompt {DEMO_PROMPT!r}. Writes the "
-        "picture and, beside it, a sheet of inputs and result.",
+        "picture and, next to it, a sheet of inputs and result.",
     )  # fmt: skip
     demo.add_argument("--out", default="out/demo.png", metavar="PATH", help="file to write (default: %(default)s)")
     _add_common(demo)
@@ -82,7 +82,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, metavar="S", help="how strongly prompt and contexts pull (default: the model's)"
     )
     add("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
-    add("--device", metavar="NAME", help="cpu, cuda or mps (default: a GPU where there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda or mps (default: a GPU if there is one)")
     add("--quiet", action="store_true", help="no progress bar")
 
 

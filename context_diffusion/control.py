@@ -52,7 +52,7 @@ class DepthEstimator:
         """Load the depth estimator of a model (by default the offline one), or one by its folder or repository id.
 
         Raises ``ValueError`` if a model has none or a folder holds another network, ``FileNotFoundError`` if the
-        weights are not to be had.
+        weights cannot be found.
         """
         from transformers import AutoModelForDepthEstimation
 

@@ -51,7 +51,7 @@ def load_encoder(
 
     Pictures are standardized as in the encoder's training, by the fixed numbers in its ``preprocessor_config.json``. If
     its folder has no such file, as offline, pixels are scaled to [-1, 1], and for CLIP normalized dynamically. Raises
-    ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
+    ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights cannot be found.
     """
     location = find_part(find_model(model), name) if name in ("clip", "dino") else None
     location = location or HUB_ENCODERS.get(name) or (name if "/" in name or Path(name).is_dir() else None)

@@ -131,7 +131,7 @@ def test_equal_weights_are_the_mean_and_a_zero_weight_is_absence():
 
 
 @pytest.mark.parametrize("weights", [[-1, 2], [0, 0], [float("nan"), 1], [float("inf"), 1]])
-def test_weights_that_are_none_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ValueError, match="finite, not negative, and not all zero"):
         average_embeddings(torch.randn(2, 3), weights)
 

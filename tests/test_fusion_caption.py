@@ -136,7 +136,7 @@ def test_a_picture_is_a_source_of_its_caption(captioner, tmp_path):
     assert fused.text == "neon style"
 
 
-def test_a_bad_picture_is_told_before_a_model_is_looked_for(tmp_path):
+def test_a_bad_picture_is_reported_before_a_model_is_looked_for(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     for image, error, hint in (
         ("no.png", FileNotFoundError, "no.png"),

@@ -179,7 +179,7 @@ def test_the_notes_of_the_recording_are_passed_on(tagger):
     assert any("clipped" in note for note in MusicSource(clipped, RATE, tagger).describe().notes)
 
 
-def test_what_cannot_be_is_told_in_one_sentence(tagger, tmp_path, monkeypatch):
+def test_invalid_input_gets_one_sentence(tagger, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no\.flac"):  # before a model is looked for
         MusicSource("no.flac", model="no-such-model").describe()
     with pytest.raises(ValueError, match="hears 8000 Hz; x has 16000"):

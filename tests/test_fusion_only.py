@@ -41,6 +41,6 @@ def test_where_nothing_is_of_the_kind_nothing_is_said():
 
 
 @pytest.mark.parametrize("kind", ["object", ("style", "mood"), ()])
-def test_a_kind_that_is_none_is_told(kind):
+def test_an_unknown_kind_is_refused(kind):
     with pytest.raises(ValueError, match="A kind is one of background, palette, style, sun; got"):
         cd.Only("a cat", kind)

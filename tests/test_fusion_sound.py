@@ -147,7 +147,7 @@ def test_the_level_of_a_tone_is_its_amplitude_less_three_decibels(decibels):
         (np.zeros(16000 * 11), ValueError, "lasts 11 s and at most 10 s"),
     ],
 )
-def test_samples_that_are_none_get_one_sentence(samples, error, message):
+def test_invalid_samples_get_one_sentence(samples, error, message):
     with pytest.raises(error, match=message):
         read_sound((samples, 16000), 16000, longest=10)
 
@@ -164,7 +164,7 @@ def test_a_rate_is_asked_for_where_there_are_samples_alone():
     assert read_sound(np.zeros(100), 16000, rate=8000).seconds == pytest.approx(100 / 8000)
 
 
-def test_files_that_are_none_get_one_sentence(tmp_path):
+def test_files_that_are_no_recordings_get_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.wav does not exist"):
         read_sound(tmp_path / "no.wav", 16000)
     with pytest.raises(FileNotFoundError, match="is a folder"):

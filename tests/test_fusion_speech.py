@@ -192,7 +192,7 @@ def test_a_recording_is_a_source_of_its_words(transcriber, tmp_path):
     assert len(loud.notes) == 1 and loud.notes[0].endswith("of the samples are clipped")
 
 
-def test_what_is_no_recording_is_told_before_a_model_is_looked_for(tmp_path):
+def test_what_is_no_recording_is_reported_before_a_model_is_looked_for(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     for recording, error, hint in (
         ("no.wav", FileNotFoundError, r"no\.wav"),

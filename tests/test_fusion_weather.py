@@ -453,7 +453,7 @@ def test_the_log_keeps_the_address_and_loses_the_key(server, caplog):
     ("key", "sentence"),
     [("", "set the environment variable OPENWEATHER_API_KEY"), ("  ", "open-meteo"), ("secret\nX: 1", "holds no key")],
 )
-def test_a_missing_or_impossible_key_is_told_before_anything_is_asked(server, monkeypatch, key, sentence):
+def test_a_missing_or_impossible_key_is_reported_before_any_request(server, monkeypatch, key, sentence):
     monkeypatch.setenv("OPENWEATHER_API_KEY", key)
     with pytest.raises(ValueError, match=sentence) as caught:
         ask()
@@ -462,7 +462,7 @@ def test_a_missing_or_impossible_key_is_told_before_anything_is_asked(server, mo
 
 
 @pytest.mark.parametrize("place", ["", " ", "x" * 101, (91.0, 0.0), (0.0, 181.0), (math.nan, 0.0)])
-def test_a_place_that_is_none_is_refused(place):
+def test_an_invalid_place_is_refused(place):
     with pytest.raises(ValueError, match=r"\(latitude, longitude\)"):
         WeatherSource(place)
 

@@ -295,6 +295,9 @@ def test_grid_places_images_row_by_row():
         (0, 255, 0),
         (0, 0, 255),
     ]
+    assert [sheet.getpixel(at) for at in ((6, 0), (0, 4), (12, 13))] == [(255, 255, 255)] * 3  # gaps, the empty cell
+    small = image_grid([Image.new("RGB", (2, 2), colour) for colour in colours], columns=3, gap=0, background="navy")
+    assert small.size == (6, 4) and small.getpixel((5, 3)) == (0, 0, 128)
     with pytest.raises(ValueError, match="at least one image"):
         image_grid([])
 

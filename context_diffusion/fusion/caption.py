@@ -42,7 +42,7 @@ class Captioner:
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "Captioner":
         """Load ``"tiny-fusion"`` (offline), ``"blip"`` (hub), or a BLIP by its folder or repository id.
 
-        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights cannot be found.
         """
         from transformers import AutoTokenizer, BlipForConditionalGeneration
 

@@ -53,7 +53,7 @@ class MusicTagger:
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "MusicTagger":
         """Load ``"tiny-fusion"`` (offline), ``"clap"`` (hub), or a CLAP by its folder or repository id.
 
-        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights are not to be had.
+        Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights cannot be found.
         """
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 

@@ -56,7 +56,7 @@ class Transcriber:
         """Load ``"tiny-fusion"`` (offline), ``"whisper"`` (hub), or a Whisper by its folder or repository id.
 
         ``options`` are ``language`` and ``task``. Raises ``ValueError`` for an unknown name, ``FileNotFoundError``
-        if the weights are not to be had.
+        if the weights cannot be found.
         """
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
