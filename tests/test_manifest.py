@@ -229,7 +229,7 @@ def test_an_interrupt_keeps_what_was_finished(root, capsys, monkeypatch):
 
     make = manifest.make
     monkeypatch.setattr(manifest, "make", interrupted)
-    assert main([], root) == 130 and "the same command goes on" in capsys.readouterr().out
+    assert main([], root) == 130 and "the same command resumes" in capsys.readouterr().out
     monkeypatch.undo()
     assert runs(root) == ["one"]
     assert main([], root) == 0 and runs(root) == ["one", "two"]
@@ -250,9 +250,9 @@ def test_an_interrupt_keeps_what_was_finished(root, capsys, monkeypatch):
         ("tolerance = 3", 'tolerance = "byte"', "tolerance is 'bytes' or a mean difference of 0 to 255 grey levels"),
         ("tolerance = 3", "tolerance = -1", "not -1"),
         ('because = "it is allowed to"', "", "a tolerance of 3 grey levels needs a reason"),
-        ("curve.png", "other.png", "it is not there, and rebuilt = false says that nothing here makes it"),
+        ("curve.png", "other.png", "it is not there, and rebuilt = false says that no command here makes it"),
         ('[figures."sheets/one.png"]', '[figures."sheets/one.txt"]', "an entry is a table with the picture's path"),
-        ("[inputs]", "[input]", "'input' is none of them"),
+        ("[inputs]", "[input]", "got 'input'"),
         ("[inputs]", "[inputs", "is not valid TOML"),
     ],
 )

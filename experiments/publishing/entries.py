@@ -1,10 +1,10 @@
-"""The figures by name: reads ``figures/manifest.toml`` and refuses what is wrong in it, one sentence for each fault.
+"""The figures by name: read ``figures/manifest.toml`` and refuse what is wrong in it, with one sentence for each fault.
 
-A figure is a table ``[figures."lessons/04_ddim.webp"]``. What the tables of ``[defaults]`` say whose pattern fits its
-file (``[defaults."lessons/*"]``) counts for it too, unless a later one or the figure itself says otherwise; ``{stem}``,
+A figure is a table ``[figures."lessons/04_ddim.webp"]``. The tables of ``[defaults]`` whose pattern fits its file
+(``[defaults."lessons/*"]``) apply to it as well, unless a later one or the figure itself says otherwise; ``{stem}``,
 ``{number}`` (the stem up to the first ``_``) and ``{protocol}`` (up to the first ``-``) stand for parts of the file's
-name. An input is a file, a folder, a pattern, one of these after ``!`` that does not count, or the name of a list under
-``[inputs]``.
+name. An input is a file, a folder, a pattern, one of these after ``!``, which takes it away again, or the name of a
+list under ``[inputs]``.
 """
 
 import re
@@ -28,8 +28,8 @@ PICTURE = re.compile(r"figures/((?:[\w-]+/)*[\w.-]+\.(?:webp|png|jpe?g|gif))")
 class Figure:
     """One figure. ``file`` is its path in ``figures/``; ``inputs`` are patterns, relative to the repository.
 
-    ``tolerance`` is the mean absolute difference in grey levels that a rebuilt picture may have, ``because`` of
-    something; None asks for the same bytes. Where ``rebuilt`` is False, other work leaves it (a training run).
+    ``tolerance`` is the mean absolute difference in grey levels that a rebuilt picture may have, and ``because`` says
+    why; None asks for the same bytes. Where ``rebuilt`` is False, other work makes it (a training run).
     """
 
     file: str
@@ -43,22 +43,22 @@ class Figure:
 
     @property
     def path(self) -> str:
-        """Where it is, from the root of the repository."""
+        """Its path from the root of the repository."""
         return f"figures/{self.file}"
 
     @property
     def name(self) -> str:
-        """What to call it on the command line: ``lessons/04_ddim``."""
+        """Its name on the command line: ``lessons/04_ddim``."""
         return str(PurePosixPath(self.file).with_suffix(""))
 
     @property
     def folder(self) -> str:
-        """Its folder in ``figures/``, ``.`` for those at the top."""
+        """Its folder in ``figures/``; ``.`` at the top."""
         return str(PurePosixPath(self.file).parent)
 
 
 def read_manifest(root: Path = ROOT) -> list[Figure]:
-    """Read and check every entry, and that no picture shown or kept is without one; raises ``ValueError``."""
+    """Read and check every entry; raises ``ValueError`` for a fault, or for a picture without an entry."""
     source = root / MANIFEST
     if not source.is_file():
         raise FileNotFoundError(f"There is no {MANIFEST}: it lists every figure with the command that makes it.")
@@ -67,12 +67,12 @@ def read_manifest(root: Path = ROOT) -> list[Figure]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{MANIFEST} is not valid TOML: {error}.") from error
     if unknown := sorted(set(tables) - {"figures", "defaults", "inputs"}):
-        raise ValueError(f"{MANIFEST} has tables [figures], [defaults] and [inputs]; {unknown[0]!r} is none of them.")
+        raise ValueError(f"{MANIFEST} has tables [figures], [defaults] and [inputs]; got {unknown[0]!r}.")
     defaults, lists, entries = (tables.get(key, {}) for key in ("defaults", "inputs", "figures"))
     figures = [_figure(file, entry, defaults, lists) for file, entry in entries.items()]
     for figure in figures:
         if not figure.rebuilt and not (root / figure.path).is_file():
-            raise _fault(figure.file, "it is not there, and rebuilt = false says that nothing here makes it.")
+            raise _fault(figure.file, "it is not there, and rebuilt = false says that no command here makes it.")
         if figure.rebuilt:
             input_files(figure, root)
     if missing := unlisted(figures, root):
@@ -86,14 +86,14 @@ def _fault(file: str, what: str) -> ValueError:
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Say which known names are like an unknown one, or list them where none is."""
+    """Say which known names are like an unknown one; if none is, list them all."""
     names = list(names)
     like = near_names(name, names)
     return f"did you mean {' or '.join(map(repr, like))}?" if like else f"there are {', '.join(names)}."
 
 
 def _figure(file: str, entry: object, defaults: Mapping[str, dict], lists: Mapping[str, list[str]]) -> Figure:
-    """Fill in the defaults, put in the names, and check each field."""
+    """Apply the defaults, fill in the names, and check each field."""
     given = [*(said for pattern, said in defaults.items() if fnmatchcase(file, pattern)), entry]
     if not all(isinstance(one, dict) for one in given) or not PICTURE.fullmatch(f"figures/{file}"):
         raise _fault(file, 'an entry is a table with the picture\'s path in figures/, like [figures."lessons/a.webp"].')
@@ -108,7 +108,7 @@ def _figure(file: str, entry: object, defaults: Mapping[str, dict], lists: Mappi
         raise _fault(file, f"neither it nor a default says {' and '.join(lacking)}.")
     patterns = [one for name in fields.get("inputs", []) for one in lists.get(name, [name])]
     if not patterns and fields.get("rebuilt", True):
-        raise _fault(file, "without inputs nobody can tell when it is out of date; list the files that it depends on.")
+        raise _fault(file, "without inputs nobody can tell when it is out of date; list the files it depends on.")
     words = {"stem": stem, "number": stem.split("_")[0], "protocol": stem.split("-")[0]}
     try:
         command, *inputs = (text.format(**words) for text in (fields["command"], *patterns))
@@ -132,7 +132,7 @@ def _tolerance(file: str, given: str | float, because: str) -> float | None:
 
 
 def input_files(figure: Figure, root: Path = ROOT) -> list[Path]:
-    """Every file that a figure depends on, each once, by name; hidden files and bytecode do not count.
+    """Every file that a figure depends on, each once, sorted by name, without hidden files and bytecode.
 
     Patterns add their files one after the other; one that begins with ``!`` takes them away again.
     """
@@ -154,7 +154,7 @@ def _hidden(path: Path) -> bool:
 
 
 def unlisted(figures: Iterable[Figure], root: Path = ROOT) -> dict[str, str]:
-    """Pictures that README or a notebook shows, or that lie in ``figures/``, without an entry; and where they are."""
+    """Pictures without an entry that README or a notebook shows, or that lie in ``figures/``; and where they are."""
     listed, found = {figure.file for figure in figures}, {}
     for page in [root / "README.md", *sorted((root / "notebooks").rglob("*.ipynb"))]:
         if page.is_file() and not _hidden(page.relative_to(root)):
@@ -167,7 +167,7 @@ def unlisted(figures: Iterable[Figure], root: Path = ROOT) -> dict[str, str]:
 
 
 def choose(figures: Iterable[Figure], names: Iterable[str]) -> list[Figure]:
-    """Pick figures by name, by file or by folder, all where none is named; ``ValueError`` for an unknown name."""
+    """Pick figures by name, file or folder, or all if nothing is named; ``ValueError`` for an unknown name."""
     figures, chosen = list(figures), set()
     for given in names:
         name = given.removeprefix("figures/").rstrip("/")

@@ -1,14 +1,14 @@
-"""Rebuild the figures whose inputs changed, or check that every figure still comes out as it is in the repository.
+"""Rebuild the figures whose inputs have changed, or check that every figure still comes out as committed.
 
-python -m experiments.publishing.manifest                     what changed is rebuilt (`make figures`)
-python -m experiments.publishing.manifest lessons demo        of these, what changed
+python -m experiments.publishing.manifest                     rebuilds what has changed (`make figures`)
+python -m experiments.publishing.manifest lessons demo        of these, what has changed
 python -m experiments.publishing.manifest --all               everything, changed or not
-python -m experiments.publishing.manifest --check             into build/figures/, and compared with what is there
+python -m experiments.publishing.manifest --check             rebuilds into build/figures/ and compares
 python -m experiments.publishing.manifest --accept            takes the committed pictures as they are
 python -m experiments.publishing.manifest --list              a table of all figures, in Markdown
 
 `figures/manifest.toml` lists the figures; `figures/manifest.lock.json` keeps a digest of what each was made from. Stop
-it at any time: what was finished is kept. Exit status 1 where a command fails or a picture is outside its tolerance.
+it at any time: what is finished is kept. The exit status is 1 if a command fails or a picture is outside its tolerance.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from .entries import Figure, choose, input_files, read_manifest
 
 LOCK = "figures/manifest.lock.json"
 COMMAND = "python -m experiments.publishing.manifest"
-SNIFFED = 8000  # bytes in which git looks for a zero, too
+SNIFFED = 8000  # bytes in which git, too, looks for a zero
 
 
 def content(path: Path) -> bytes:
-    """What of a file counts: not the kind of its line endings, and of a notebook only its code cells and their tags.
+    """What counts in a file: all but the kind of line endings, and in a notebook only the code cells and their tags.
 
     So a corrected sentence or a saved output rebuilds nothing. A file is text if no zero byte is near its beginning.
     """
@@ -59,16 +59,16 @@ def digest(figure: Figure, root: Path = ROOT, known: dict[Path, str] | None = No
 
 
 def read_lock(root: Path = ROOT) -> dict[str, str]:
-    """The digest that each figure was last built with, by file; empty where there is no lock."""
+    """The digest with which each figure was last built, by file; empty if there is no lock."""
     file = root / LOCK
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{LOCK} is not valid JSON ({error}); delete it, or take it from git again.") from error
+        raise ValueError(f"{LOCK} is not valid JSON ({error}); delete it, or restore it from git.") from error
 
 
 def record(digests: dict[str, str], figures: Iterable[Figure], root: Path = ROOT) -> None:
-    """Write digests into the lock, and drop those of figures that are no more."""
+    """Write digests into the lock, and drop those of figures that are no longer listed."""
     files = {figure.file for figure in figures if figure.rebuilt}
     kept = {file: one for file, one in sorted((read_lock(root) | digests).items()) if file in files}
     with written_whole(root / LOCK) as temporary:
@@ -76,7 +76,7 @@ def record(digests: dict[str, str], figures: Iterable[Figure], root: Path = ROOT
 
 
 def changed(figures: Iterable[Figure], root: Path = ROOT) -> list[Figure]:
-    """Those that are not there, or whose inputs are not what they were made from."""
+    """The figures that are not there, or whose inputs are no longer those that they were made from."""
     lock, known = read_lock(root), {}
     return [
         one for one in figures
@@ -85,7 +85,7 @@ def changed(figures: Iterable[Figure], root: Path = ROOT) -> list[Figure]:
 
 
 def jobs(due: Iterable[Figure], figures: Iterable[Figure]) -> list[list[Figure]]:
-    """Put figures of one command and one folder together: it runs once, where one is due, and makes all of them."""
+    """Group figures by command and folder: if one is due, its command runs once and makes all of them."""
     groups: dict[tuple[str, str], list[Figure]] = {(figure.command, figure.folder): [] for figure in due}
     for figure in figures:
         if figure.rebuilt and (figure.command, figure.folder) in groups:
@@ -94,9 +94,9 @@ def jobs(due: Iterable[Figure], figures: Iterable[Figure]) -> list[list[Figure]]
 
 
 def make(job: Sequence[Figure], root: Path = ROOT) -> Path:
-    """Run the command of a job with ``--out`` on an empty folder in ``build/figures/``, and give back the folder.
+    """Run the command of a job with ``--out`` on an empty folder in ``build/figures/``, and return that folder.
 
-    Raises ``RuntimeError`` with the end of what the command said where it failed or left out a picture.
+    Raises ``RuntimeError`` if the command fails, with the end of what it printed, or leaves out a picture.
     """
     inside = f"build/figures/{job[0].name}"  # relative: some commands write their own line into a record
     out = root / inside
@@ -115,8 +115,8 @@ def make(job: Sequence[Figure], root: Path = ROOT) -> Path:
 
 
 def rebuild(job: Sequence[Figure], figures: Sequence[Figure], root: Path = ROOT) -> str:
-    """Make the figures of a job, put them in place with the records beside them, and note what they were made from."""
-    digests = {one.file: digest(one, root) for one in job}  # from before: what changes meanwhile is rebuilt next time
+    """Make the figures of a job, put them in place together with their records, and note what they were made from."""
+    digests = {one.file: digest(one, root) for one in job}  # taken before: what changes meanwhile is rebuilt next time
     out = make(job, root)
     for path in sorted(path for path in out.iterdir() if path.is_file()):
         with written_whole((root / job[0].path).with_name(path.name)) as temporary:
@@ -135,7 +135,7 @@ def difference(first: Image.Image, second: Image.Image) -> float:
 
 
 def compare(figure: Figure, made: Path, root: Path = ROOT) -> tuple[bool, str]:
-    """Whether a rebuilt picture is the committed one, as nearly as the manifest asks; and a line that says so."""
+    """Whether a rebuilt picture matches the committed one as closely as the manifest asks, and a line that says so."""
     committed = root / figure.path
     if not committed.is_file():
         return False, f"{figure.path}: not there, nothing to compare with"
@@ -152,14 +152,14 @@ def compare(figure: Figure, made: Path, root: Path = ROOT) -> tuple[bool, str]:
 
 
 def check(job: Sequence[Figure], root: Path = ROOT) -> tuple[bool, str]:
-    """Make the figures of a job elsewhere and compare each; whether all are right, and a line for each."""
+    """Make the figures of a job elsewhere and compare each: whether all match, and a line for each."""
     out = make(job, root)
     results = [compare(one, out / Path(one.file).name, root) for one in job]
     return all(right for right, _ in results), "\n".join(line for _, line in results)
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """All figures in Markdown: what each shows, its command, its paper's figure, how near a rebuilt one must be."""
+    """All figures in Markdown: what each shows, its command, its paper's figure, how close a rebuilt one must be."""
     rows = ["| figure | shows | command | paper | rebuilt within |", "|---|---|---|---|---|"]
     for one in figures:
         within = "the same bytes" if one.tolerance is None else f"{one.tolerance:g} of 255 grey levels: {one.because}"
@@ -173,19 +173,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="figures or folders of them (default: all)")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--all", action="store_true", help="rebuild also what did not change")
-    how.add_argument("--check", action="store_true", help="rebuild into build/figures/ and compare, change nothing")
+    how.add_argument("--all", action="store_true", help="rebuild also what has not changed")
+    how.add_argument("--check", action="store_true", help="rebuild into build/figures/ and compare; change nothing")
     how.add_argument(
         "--accept",
         action="store_true",
-        help="rebuild nothing: takes the committed pictures as they are, and notes the inputs of today as theirs",
+        help="rebuild nothing: take the committed pictures as they are, with today's inputs as theirs",
     )
     how.add_argument("--list", action="store_true", help="print the table of figures")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Do what was asked for; 0 when all of it went well."""
+    """Do what was asked for; return 0 if all of it went well."""
     parser = build_parser()
     asked = parser.parse_args(arguments)
     try:
@@ -200,19 +200,19 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         due = ours if asked.all or asked.check else changed(ours, root)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{error}\n")
-    apart = f" ({len(chosen) - len(ours)} more are left by training, not made here)" if len(chosen) > len(ours) else ""
+    apart = f" ({len(chosen) - len(ours)} more come from training)" if len(chosen) > len(ours) else ""
     print(
         f"{len(due)} of {len(ours)} figure(s) to make{apart}{': ' if due else ''}{', '.join(one.name for one in due)}"
     )
     try:
         return work(jobs(due, due if asked.check else figures), figures, root, checking=asked.check)
     except KeyboardInterrupt:
-        print("Stopped. What was finished is kept; the same command goes on from there.")
+        print("Stopped. What is finished is kept; the same command resumes from there.")
         return 130
 
 
 def accept(chosen: Sequence[Figure], figures: Sequence[Figure], root: Path = ROOT) -> int:
-    """Note today's inputs for pictures that are there, without making any; 1 where one is not there."""
+    """Note today's inputs for the pictures that are there, without making any; return 1 if one is not there."""
     known, there = {}, [figure for figure in chosen if (root / figure.path).is_file()]
     record({figure.file: digest(figure, root, known) for figure in there}, figures, root)
     print(f"{len(there)} of {len(chosen)} figure(s) taken as they are -> {LOCK}")
@@ -220,7 +220,7 @@ def accept(chosen: Sequence[Figure], figures: Sequence[Figure], root: Path = ROO
 
 
 def work(todo: Sequence[list[Figure]], figures: Sequence[Figure], root: Path, *, checking: bool) -> int:
-    """Go through the jobs, say what came of each, and go on after a failure; 1 where there was one."""
+    """Do each job and say what came of it, also after a failure; return 1 if there was one."""
     failed = False
     with tqdm(todo, unit="command", disable=not todo) as bar:
         for job in bar:
