@@ -95,11 +95,14 @@ def conditions(
 
 
 def alpha_at(scheduler, timestep: float) -> float:
-    """``alpha_bar`` of a time step; between whole steps the log of the noise-to-signal ratio is interpolated."""
+    """``alpha_bar`` of a time step: exact at whole steps, 0 and 1 included.
+
+    Between whole steps the log of the noise-to-signal ratio is interpolated, both parts of it held at 1e-12 or more.
+    """
     products = scheduler.alphas_cumprod
     low = min(max(math.floor(timestep), 0), len(products) - 1)
     part, high = timestep - low, min(low + 1, len(products) - 1)
     if part < 1e-6:
         return float(products[low])
-    logs = [math.log((1 - float(products[i])) / max(float(products[i]), 1e-12)) for i in (low, high)]
+    logs = [math.log(max(1 - float(products[i]), 1e-12) / max(float(products[i]), 1e-12)) for i in (low, high)]
     return 1 / (1 + math.exp((1 - part) * logs[0] + part * logs[1]))

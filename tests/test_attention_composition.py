@@ -12,6 +12,7 @@ from tiny import (
     tiny_control_img2img,
     tiny_img2img,
     tiny_inpaint,
+    tiny_scheduler,
     tiny_sd15,
     tiny_sdxl,
 )
@@ -115,6 +116,28 @@ def test_image_to_image_that_starts_late_meets_the_right_levels(xl):
         pipe(PROMPTS[:1], generator=seeds(1), **options)
     assert [timestep for timestep, _ in met] == trajectory.timesteps[3:].tolist()
     assert all(torch.equal(z, trajectory.latents[3 + k]) for k, (_, z) in enumerate(met))
+
+
+def test_a_reference_inverted_to_pure_noise_is_row_zero():
+    pipe = tiny_sd15(prediction_type="v_prediction", fresh=True)
+    pipe.scheduler = tiny_scheduler(
+        "v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.05)
+    inverted = {"num_inference_steps": 4, "fixed_point_iterations": 16}
+    trajectory = ddim_invert(pipe, picture(20), PROMPTS[0], **inverted)
+    assert (trajectory.alphas[0], trajectory.alphas[-1]) == (0, 1)
+    options = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+    latents = torch.cat([trajectory.noise, torch.randn(2, 4, 16, 16)])
+    plain = pipe(PROMPTS, latents=latents, **options).images
+    with style_aligned(pipe):
+        expected = pipe(PROMPTS, latents=latents, **options).images
+    with style_aligned(pipe, references=trajectory):
+        got = pipe(PROMPTS[1:], latents=latents[1:], **options).images
+    torch.testing.assert_close(expected[:1], trajectory.clean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got, expected[1:], atol=1e-4, rtol=0)
+    assert ((got - plain[1:]).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
 
 
 @pytest.mark.parametrize("xl", [False, True])

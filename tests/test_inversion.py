@@ -10,9 +10,23 @@ from diffusers import DDIMInverseScheduler
 from PIL import Image
 from tiny import load_tiny_ip_adapter, tiny_scheduler, tiny_sd15, tiny_sdxl
 
-from context_diffusion.alignment.inversion import ddim_invert, ddim_step, invert_latents, noise_levels, to_noise
+from context_diffusion.alignment.inversion import (
+    Levels,
+    ddim_invert,
+    ddim_step,
+    invert_latents,
+    noise_levels,
+    to_noise,
+    velocity_step,
+)
 from context_diffusion.alignment.trajectory import Trajectory
 from context_diffusion.latents import alpha_at, conditions
+
+ZERO_SNR = {  # from pure noise, alpha_bar 0, to the picture, alpha_bar 1
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+}
 
 
 def picture(seed: int = 0, size: int = 32) -> Image.Image:
@@ -21,11 +35,13 @@ def picture(seed: int = 0, size: int = 32) -> Image.Image:
 
 
 @cache
-def calm(make, kind: str = "epsilon"):
+def calm(make, kind: str = "epsilon", zero_snr: bool = False):
     """A pipeline whose noise prediction changes slowly with the latent, as a trained one's does."""
     pipe = make(prediction_type=kind, fresh=True)
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(0.05)
+    if zero_snr:
+        pipe.scheduler = tiny_scheduler(kind, **ZERO_SNR)
     return pipe
 
 
@@ -75,22 +91,121 @@ def test_spacing_that_does_not_divide_the_schedule_is_inverted_exactly():
     assert analytic_error(30, 30, timestep_spacing="trailing") < 1e-5
 
 
+def mixture_velocity(z: torch.Tensor, timestep: float, alpha: float) -> torch.Tensor:
+    """The exact velocity for the same data: with ``z = sqrt(a) x + sqrt(1 - a) e`` known, e gives x, but for a = 0."""
+    if alpha == 0:
+        return torch.zeros_like(z)  # minus the mean of the data
+    noise = mixture_noise(z, timestep, alpha)
+    return (noise - (1 - alpha) ** 0.5 * z) / alpha**0.5
+
+
+def test_a_velocity_climbs_to_pure_noise_and_comes_back_exactly():
+    levels = noise_levels(tiny_scheduler("v_prediction", **ZERO_SNR), 50)
+    assert (levels.alphas[0], levels.targets[-1]) == (0.0, 1.0)
+    clean = torch.randn(2000, 1, 1, 1, dtype=torch.float64)
+
+    def returned(noise: torch.Tensor) -> torch.Tensor:
+        z = noise
+        for timestep, alpha, target in zip(levels.timesteps, levels.alphas, levels.targets, strict=True):
+            z = velocity_step(z, mixture_velocity(z, timestep, alpha), alpha, target)
+        return z
+
+    def inverted(clean: torch.Tensor, iterations: int) -> torch.Tensor:
+        return invert_latents(mixture_velocity, clean, levels, iterations, velocity=True)[0]
+
+    errors = [(returned(inverted(clean, k)) - clean).abs().mean().item() for k in (0, 1, 3, 20)]
+    assert 1e-3 < errors[0] < 0.1 and errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3 and errors[3] < 1e-6
+    noise = torch.randn(2000, 1, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(inverted(returned(noise), 20), noise, atol=1e-5, rtol=0)
+
+
+def test_where_both_work_velocity_and_noise_find_the_same_latents():
+    levels = noise_levels(tiny_scheduler(), 50)
+    clean = torch.randn(200, 1, 1, 1, dtype=torch.float64)
+    by_noise = invert_latents(mixture_noise, clean, levels, 60)
+    by_velocity = invert_latents(mixture_velocity, clean, levels, 60, velocity=True)
+    torch.testing.assert_close(by_velocity, by_noise, atol=1e-8, rtol=0)
+
+
+def test_a_velocity_step_is_that_of_diffusers_at_both_ends_and_between():
+    scheduler = tiny_scheduler("v_prediction", **ZERO_SNR)
+    scheduler.set_timesteps(5)
+    levels = noise_levels(scheduler, 5)
+    for timestep, alpha, target in zip(scheduler.timesteps, levels.alphas, levels.targets, strict=True):
+        z, velocity = torch.randn(2, 1, 4, 8, 8)
+        expected = scheduler.step(velocity, timestep, z).prev_sample
+        torch.testing.assert_close(velocity_step(z, velocity, alpha, target), expected, atol=1e-6, rtol=1e-6)
+    clean, noise = torch.randn(2, 1, 4, 8, 8)
+    assert torch.equal(velocity_step(noise, -clean, 0.0, 1.0), clean)  # v = -x in pure noise, and e in the picture
+    assert torch.equal(velocity_step(clean, noise, 1.0, 0.0), noise)
+    assert torch.equal(ddim_step(clean, noise, 1.0, 0.0), noise)
+
+
+def test_steps_along_the_same_prediction_are_the_same_step():
+    alpha, (clean, noise) = 0.3, torch.randn(2, 1, 1, 5, 5)
+    z = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+    velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+    for target in (0.0, 0.1, 0.7, 1.0):
+        expected = target**0.5 * clean + (1 - target) ** 0.5 * noise
+        torch.testing.assert_close(velocity_step(z, velocity, alpha, target), expected)
+        torch.testing.assert_close(ddim_step(z, noise, alpha, target), expected)
+
+
+def test_a_noise_prediction_does_not_climb_to_pure_noise():
+    z, levels = torch.randn(1, 1, 4, 4), noise_levels(tiny_scheduler(**ZERO_SNR), 4)
+    with pytest.raises(ValueError, match="says nothing about the picture; predict the velocity"):
+        ddim_step(z, z, 0.0, 0.5)
+    for refused in (
+        lambda: invert_latents(mixture_noise, z, levels),
+        lambda: ddim_invert(calm(tiny_sd15, "epsilon", True), picture(), num_inference_steps=4),
+        lambda: ddim_invert(calm(tiny_sd15, "sample", True), picture(), num_inference_steps=4),
+    ):
+        with pytest.raises(ValueError, match=r"At time step 999 alpha_bar is 0 .*'v_prediction'"):
+            refused()
+
+
+def test_one_step_from_pure_noise_cannot_be_climbed():
+    with pytest.raises(ValueError, match="take 2 steps or more"):
+        ddim_invert(calm(tiny_sd15, "v_prediction", True), picture(), num_inference_steps=1)
+    with pytest.raises(ValueError, match="take 2 steps or more"):
+        invert_latents(mixture_velocity, torch.randn(1, 1, 4, 4), Levels((999.0,), (0.0,), (1.0,)), velocity=True)
+
+
+def test_alpha_bar_is_exact_at_whole_steps_and_monotonic_between():
+    scheduler = tiny_scheduler("v_prediction", **ZERO_SNR)
+    scheduler.alphas_cumprod[0] = 1.0
+    assert (alpha_at(scheduler, 999), alpha_at(scheduler, 0)) == (0.0, 1.0)
+    between = [alpha_at(scheduler, step) for step in (0, 0.2, 0.9, 1, 997.5, 998, 998.3, 998.9, 999)]
+    assert between == sorted(between, reverse=True) and len(set(between)) == len(between)
+
+
 def test_all_predictions_mean_the_same_noise():
     alpha, (clean, noise) = 0.3, torch.randn(2, 1, 1, 5, 5)
     z = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
     velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
     for kind, output in (("epsilon", noise), ("v_prediction", velocity), ("sample", clean)):
         torch.testing.assert_close(to_noise(output, z, alpha, kind), noise)
+    assert torch.equal(to_noise(velocity, noise, 0.0, "v_prediction"), noise)
+    assert torch.equal(to_noise(noise, clean, 1.0, "v_prediction"), noise)
     with pytest.raises(ValueError, match="prediction_type"):
         to_noise(noise, z, alpha, "flow")
 
 
-@pytest.mark.parametrize("make", [tiny_sd15, tiny_sdxl])
-def test_equals_diffusers_inverse_scheduler(make):
-    pipe = calm(make)
+@pytest.mark.parametrize(
+    ("make", "kind", "zero_snr"),
+    [
+        (tiny_sd15, "epsilon", False),
+        (tiny_sdxl, "epsilon", False),
+        (tiny_sdxl, "v_prediction", False),
+        (tiny_sd15, "v_prediction", True),
+    ],
+)
+def test_equals_diffusers_inverse_scheduler(make, kind, zero_snr):
+    pipe = calm(make, kind, zero_snr)
     trajectory = ddim_invert(pipe, picture(), "a cat, neon style", num_inference_steps=5, guidance_scale=2.0)
     scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == trajectory.timesteps.flip(0).tolist()
     texts, added = conditions(trajectory.embeddings, ("uncond", "cond"), like=torch.empty(()))
     z = trajectory.clean
     for k, timestep in enumerate(scheduler.timesteps):
@@ -109,9 +224,12 @@ def test_clean_latent_is_the_scaled_mean_and_repeats():
     torch.testing.assert_close(ddim_invert(pipe, picture(), num_inference_steps=1).clean, mean)
 
 
-@pytest.mark.parametrize(("make", "kind"), [(tiny_sd15, "epsilon"), (tiny_sdxl, "v_prediction")])
-def test_step_k_of_sampling_meets_latent_k(make, kind):
-    pipe = calm(make, kind)
+@pytest.mark.parametrize(
+    ("make", "kind", "zero_snr"),
+    [(tiny_sd15, "epsilon", False), (tiny_sdxl, "v_prediction", False), (tiny_sd15, "v_prediction", True)],
+)
+def test_step_k_of_sampling_meets_latent_k(make, kind, zero_snr):
+    pipe = calm(make, kind, zero_snr)
     trajectory = ddim_invert(pipe, picture(), "a cat", num_inference_steps=4, fixed_point_iterations=16)
     met = [trajectory.noise]
     pipe(
@@ -189,9 +307,10 @@ def test_trajectory_lies_on_the_steps_of_the_pipelines_own_scheduler(name):
     trajectory.check(pipe)
 
 
-def test_interpolation_follows_a_ddim_step_of_another_length():
+@pytest.mark.parametrize("changes", [{}, ZERO_SNR], ids=["Stable Diffusion", "zero SNR"])
+def test_interpolation_follows_a_ddim_step_of_another_length(changes):
     clean, noise = torch.randn(2, 1, 4, 4, 4)
-    scheduler = tiny_scheduler()
+    scheduler = tiny_scheduler(**changes)
     levels = noise_levels(scheduler, 4)
     alphas = [*levels.alphas, levels.targets[-1]]
     latents = torch.stack([a**0.5 * clean + (1 - a) ** 0.5 * noise for a in alphas])
@@ -200,5 +319,6 @@ def test_interpolation_follows_a_ddim_step_of_another_length():
         alpha = alpha_at(scheduler, timestep)
         expected = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
         torch.testing.assert_close(t.at(timestep, alpha).float(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(t.at(levels.timesteps[0], alphas[0]), latents[0])
     with pytest.raises(ValueError, match="700 is not in the reference's trajectory, which was made with 4 steps"):
         t.at(700)

@@ -1,8 +1,8 @@
-"""Blending of latents: the straight line, the arc, and the weighted mean on the sphere of any number of them.
+"""Blending of latents: the straight line, the arc, and the weighted mean of any number of them on the sphere.
 
-The noise of a diffusion model lives near a sphere: the straight line between two noises passes inside it, where
-the model has never been (a blend of two independent noises has 0.71 of their norm); the arc stays on it.
-A latent is one vector here, all of its channels and pixels together.
+A diffusion model's noise lives near a sphere. The straight line between two noises passes inside it, where the model
+has never been (the mean of two independent noises has 0.71 of their norm); the arc stays on it. A latent is one vector
+here: all of its channels and pixels together.
 """
 
 import math
@@ -31,8 +31,8 @@ def slerp(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], t: float
     """Spherical interpolation from ``start`` (t = 0) to ``end`` (t = 1) along the shortest arc.
 
     With the angle W between the directions u, v: ``sin((1-t) W)/sin W u + sin(t W)/sin W v`` (Shoemake 1985), times
-    the norm ``(1-t) |start| + t |end|``. A zero vector has no direction: the other one's is taken, so that
-    ``slerp(0, v, t) = t v``. Raises ``ValueError`` for opposite vectors, between which every arc is as short as any.
+    the norm ``(1-t) |start| + t |end|``. A zero vector has no direction and takes the other's:
+    ``slerp(0, v, t) = t v``. Raises ``ValueError`` for opposite vectors, between which all arcs are equally short.
 
     >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5)
     tensor([0.7071, 0.7071])
@@ -60,10 +60,10 @@ def weighted_slerp(
 ) -> Float[Tensor, "*shape"]:
     """The weighted mean on the sphere: the direction m with the least ``sum_i w_i angle(m, v_i)^2``.
 
-    Each step adds up the arcs to all vectors in the tangent plane at m and walks there, ``m <- exp_m(sum_i w_i
-    log_m(u_i))``, until it stays (Buss and Fillmore 2001). The norm is ``sum_i w_i |v_i|``. The order of the vectors
-    has no effect, and two vectors give :func:`slerp`. Zero vectors count for the norm only. Raises ``ValueError``
-    where the directions cancel out, as those of opposite vectors do.
+    Each step adds up the arcs to all vectors in the tangent plane at m and walks along their sum, ``m <- exp_m(sum_i
+    w_i log_m(u_i))``, until m stays put (Buss and Fillmore 2001). The norm is ``sum_i w_i |v_i|``. The order of the
+    vectors has no effect, and two vectors give :func:`slerp`. Zero vectors count towards the norm only. Raises
+    ``ValueError`` if the directions cancel out, as those of opposite vectors do.
     """
     stacked, weights = _rows(vectors, weights)
     stacked, weights = stacked[weights > 0], weights[weights > 0]
@@ -81,7 +81,7 @@ def weighted_slerp(
     mean = mean / mean.norm()
     for _ in range(max_iterations):
         cosines = directions @ mean
-        across = directions - cosines[:, None] * mean  # what of each direction lies in the tangent plane
+        across = directions - cosines[:, None] * mean  # the part of each direction in the tangent plane
         lengths = across.norm(dim=1)
         arcs = torch.where(lengths > 0, torch.atan2(lengths, cosines) / lengths.clamp(min=1e-300), 1.0)
         step = (shares * arcs) @ across
@@ -101,8 +101,8 @@ def blend_trajectories(
 ) -> Trajectory:
     """Blend the clean latents of several references into one and invert the blend.
 
-    Its prompt is the different prompts of the references joined by "and"; steps, guidance and refinement are
-    theirs, which must agree. Costs one inversion. Raises ``ValueError`` in a sentence otherwise.
+    Its prompt is the references' different prompts joined by "and"; its steps, guidance and fixed-point iterations are
+    theirs. Costs one inversion. Raises ``ValueError`` if these do not agree, or for an unknown ``blend``.
     """
     if blend not in BLENDS:
         raise ValueError(f"blend is one of {', '.join(map(repr, BLENDS))}; got {blend!r}.")

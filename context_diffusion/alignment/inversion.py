@@ -1,9 +1,14 @@
-"""DDIM inversion: from a picture back to the noise, and every latent on the way, that sampling turns into the picture.
+"""DDIM inversion: from a picture back to the noise that sampling turns into it, with every latent on the way.
 
-A DDIM step (Song et al. 2021, eq. 12, sigma = 0) moves the clean latent that a noise prediction e implies to another
-noise level, ``z' = sqrt(a') (z - sqrt(1 - a) e) / sqrt(a) + sqrt(1 - a') e`` with ``a = alpha_bar``. Run backwards it
-needs e at the noisier latent, which is not known yet: plain inversion takes it at the cleaner one; fixed-point
-iterations then repeat the step with e at the result, and converge to the exact inverse.
+A DDIM step (Song et al. 2021, eq. 12, sigma = 0) reads a clean latent x and a noise e from the latent z, and mixes them
+again for another noise level: ``z' = sqrt(a') x + sqrt(1 - a') e`` with ``a = alpha_bar``. Backwards, x and e are
+wanted at the noisier latent, which is not known yet. Plain inversion reads them at the cleaner one; each fixed-point
+iteration then repeats the step with what the network says at its result, and converges to the exact inverse.
+
+A network that predicts the noise leaves ``x = (z - sqrt(1 - a) e) / sqrt(a)``. One that predicts the velocity ``v =
+sqrt(a) e - sqrt(1 - a) x`` (Salimans and Ho 2022, appendix D) says both without a division, ``x = sqrt(a) z -
+sqrt(1 - a) v`` and ``e = sqrt(a) v + sqrt(1 - a) z``. Only that way leads up to a = 0, the pure noise in which a
+schedule with zero terminal signal-to-noise ratio begins (Lin et al. 2023).
 """
 
 import copy
@@ -12,19 +17,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from ..images import ImageLike
 from ..latents import alpha_at, conditions, encode_images, encode_prompts
+from .processors import is_style_aligned
+from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
 
 Latents = Float[Tensor, "references channels height width"]
+Predict = Callable[[Latents, float, float], Latents]  # of latents, their time step and its alpha_bar
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The noise levels of a sampling run: step k takes ``alphas[k]`` at ``timesteps[k]`` down to ``targets[k]``."""
+    """The noise levels of a sampling run: step k goes from ``alphas[k]`` at ``timesteps[k]`` down to ``targets[k]``."""
 
     timesteps: tuple[float, ...]
     alphas: tuple[float, ...]
@@ -48,13 +57,15 @@ def ddim_invert(
     """Invert one or more pictures, all in one batch, along the time steps that the pipeline's scheduler visits.
 
     ``image`` is a picture or a list of them (cropped to ``height`` x ``width``, by default the size the model was
-    made for), or ``latents`` gives encoded ones (scaled, as the U-Net sees them). ``prompt`` describes the reference,
-    one for all or one each. ``guidance_scale=1`` inverts without guidance, most accurately; StyleAligned (section 4)
-    uses 2. Each fixed-point iteration costs the model calls of another inversion. Returns a :class:`Trajectory` whose
-    level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before work starts.
+    made for); or ``latents`` are encoded ones (scaled, as the U-Net sees them). ``prompt`` describes the reference:
+    one for all, or one each. ``guidance_scale=1`` inverts without guidance, most accurately; StyleAligned (section 4)
+    uses 2. Each fixed-point iteration costs as many model calls as the inversion itself. Returns a :class:`Trajectory`
+    whose level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before work starts.
     """
     _check(pipe, image, latents, num_inference_steps, guidance_scale, fixed_point_iterations)
     levels = noise_levels(pipe.scheduler, num_inference_steps)
+    velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
+    _check_levels(levels, velocity)
     if latents is None:
         latents = encode_images(pipe, image if isinstance(image, list | tuple) else [image], width, height)
     latents = latents if latents.ndim == 4 else latents[None]
@@ -65,9 +76,11 @@ def ddim_invert(
         raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {len(latents)}.")
 
     embeddings = encode_prompts(pipe, prompts, negative_prompt, columns, rows)
-    predict = noise_predictor(pipe, embeddings, guidance_scale)
+    predict = (output_predictor if velocity else noise_predictor)(pipe, embeddings, guidance_scale)
     with pipe.progress_bar(total=len(levels.timesteps)) as progress:
-        found = invert_latents(predict, latents, levels, fixed_point_iterations, on_step=progress.update)
+        found = invert_latents(
+            predict, latents, levels, fixed_point_iterations, velocity=velocity, on_step=progress.update
+        )
     return Trajectory(
         latents=found.cpu(),
         timesteps=torch.tensor(levels.timesteps, dtype=torch.float32),
@@ -82,35 +95,70 @@ def ddim_invert(
 
 
 def invert_latents(
-    predict: Callable[[Latents, float, float], Latents],
+    predict: Predict,
     clean: Latents,
     levels: Levels,
     fixed_point_iterations: int = 0,
+    *,
+    velocity: bool = False,
     on_step: Callable[[], Any] = lambda: None,
 ) -> Float[Tensor, "levels references channels height width"]:
-    """Climb from the clean latents to the noise; ``predict(z, timestep, alpha)`` returns the noise in ``z``."""
+    """Climb from the clean latents to the noise, level by level.
+
+    ``predict(z, timestep, alpha_bar)`` returns the noise in z, or with ``velocity=True`` its velocity. Raises
+    ``ValueError`` for levels that cannot be climbed: to alpha_bar 0 on noise predictions, or from the picture to
+    alpha_bar 0 in a single step.
+    """
+    _check_levels(levels, velocity)
     found = [clean]
     for timestep, alpha, target in reversed(list(zip(levels.timesteps, levels.alphas, levels.targets, strict=True))):
         start = guess = found[-1]
-        if alpha != target:  # else the step does nothing, and sampling does not move there either
-            for _ in range(1 + fixed_point_iterations):
-                guess = ddim_step(start, predict(guess, timestep, alpha), target, alpha)
+        if alpha != target:  # otherwise the step does nothing, and sampling does not move there either
+            for iteration in range(1 + fixed_point_iterations):
+                output = predict(guess, timestep, alpha)
+                if not velocity:
+                    guess = ddim_step(start, output, target, alpha)
+                elif iteration == 0:  # the velocity is taken for that of the cleaner latent, ...
+                    guess = velocity_step(start, output, target, alpha)
+                else:  # ... then for that of the noisier one
+                    guess = _velocity_step_undone(start, output, alpha, target)
         found.append(guess)
         on_step()
     return torch.stack(found[::-1])
 
 
 def ddim_step(z: Latents, noise: Latents, alpha_from: float, alpha_to: float) -> Latents:
-    """DDIM, eq. 12 without the random part: from one noise level to another, up or down, along one noise prediction."""
+    """DDIM, eq. 12 without the random part: from one noise level to another, up or down, along one noise prediction.
+
+    Raises ``ValueError`` from ``alpha_from`` 0, where z is the noise alone.
+    """
+    if alpha_from == 0:
+        raise ValueError(
+            "At alpha_bar 0 the noise says nothing about the picture; predict the velocity, and take velocity_step."
+        )
     clean = (z - (1 - alpha_from) ** 0.5 * noise) / alpha_from**0.5
     return alpha_to**0.5 * clean + (1 - alpha_to) ** 0.5 * noise
 
 
+def velocity_step(z: Latents, velocity: Latents, alpha_from: float, alpha_to: float) -> Latents:
+    """The same step along a velocity at ``alpha_from``; exact at every level, alpha_bar 0 and 1 included."""
+    clean = alpha_from**0.5 * z - (1 - alpha_from) ** 0.5 * velocity
+    noise = to_noise(velocity, z, alpha_from, "v_prediction")
+    return alpha_to**0.5 * clean + (1 - alpha_to) ** 0.5 * noise
+
+
+def _velocity_step_undone(z: Latents, velocity: Latents, alpha_from: float, alpha_to: float) -> Latents:
+    """The latent that ``velocity_step`` turns into z: there the step is ``z = cos(d) z' - sin(d) v``, a rotation."""
+    cos = (alpha_from * alpha_to) ** 0.5 + ((1 - alpha_from) * (1 - alpha_to)) ** 0.5
+    sin = ((1 - alpha_from) * alpha_to) ** 0.5 - (alpha_from * (1 - alpha_to)) ** 0.5
+    return (z + sin * velocity) / cos
+
+
 def to_noise(output: Latents, z: Latents, alpha: float, prediction_type: str) -> Latents:
-    """The noise e that a model's output means: itself, or from ``v = sqrt(a) e - sqrt(1 - a) x``, or from x."""
+    """The noise e that a network's output means: itself, or what its velocity or its clean latent says of z."""
     if prediction_type == "epsilon":
         return output
-    if prediction_type == "v_prediction":  # Salimans and Ho 2022, appendix D
+    if prediction_type == "v_prediction":
         return alpha**0.5 * output + (1 - alpha) ** 0.5 * z
     if prediction_type == "sample":
         return (z - alpha**0.5 * output) / (1 - alpha) ** 0.5
@@ -135,45 +183,59 @@ def noise_levels(scheduler, num_inference_steps: int) -> Levels:
     return Levels(timesteps, alphas, targets)
 
 
-def noise_predictor(
-    pipe, embeddings: dict[str, Tensor], guidance_scale: float
-) -> Callable[[Latents, float, float], Latents]:
-    """``predict(z, timestep, alpha)`` of the pipeline's U-Net with the references' own prompts, guided."""
-    from .reference_pass import without_ip_adapter
-
+def output_predictor(pipe, embeddings: dict[str, Tensor], guidance_scale: float) -> Predict:
+    """``predict(z, timestep, alpha_bar)``: the guided output of the pipeline's U-Net for the references' prompts."""
     unet = pipe.unet
-    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
     branches = ("cond",) if guidance_scale == 1 else ("uncond", "cond")
     like = torch.empty((), dtype=unet.dtype, device=pipe._execution_device)
     texts, added = conditions(embeddings, branches, like)
 
     def predict(z: Latents, timestep: float, alpha: float) -> Latents:
-        rows = torch.cat([z] * len(branches)).to(texts.dtype)
+        rows = repeat(z, "references ... -> (branches references) ...", branches=len(branches)).to(texts.dtype)
         time = torch.tensor(int(timestep) if timestep == int(timestep) else timestep, device=z.device)
         with without_ip_adapter(unet):  # a reference is what its prompt and its pixels say
             output = unet(rows, time, encoder_hidden_states=texts, added_cond_kwargs=added, return_dict=False)[0]
-        outputs = output.to(z.dtype).chunk(len(branches))
-        guided = outputs[0] if guidance_scale == 1 else torch.lerp(*outputs, guidance_scale)
-        return to_noise(guided, z, alpha, kind)
+        outputs = rearrange(output.to(z.dtype), "(branches refs) ... -> branches refs ...", branches=len(branches))
+        return outputs[0] if guidance_scale == 1 else torch.lerp(*outputs, guidance_scale)
 
     return predict
 
 
+def noise_predictor(pipe, embeddings: dict[str, Tensor], guidance_scale: float) -> Predict:
+    """``predict(z, timestep, alpha_bar)``: the noise that the guided output means."""
+    predict = output_predictor(pipe, embeddings, guidance_scale)
+    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+    return lambda z, timestep, alpha: to_noise(predict(z, timestep, alpha), z, alpha, kind)
+
+
+def _check_levels(levels: Levels, velocity: bool) -> None:
+    """Refuse levels on which a picture cannot be climbed back to its noise."""
+    for timestep, alpha, target in zip(levels.timesteps, levels.alphas, levels.targets, strict=True):
+        if alpha == 0 and not velocity:
+            raise ValueError(
+                f"At time step {timestep:g} alpha_bar is 0 (zero terminal SNR): a noise prediction says nothing about "
+                "the picture there; use a model that predicts the velocity (prediction_type='v_prediction')."
+            )
+        if alpha == 0 and target == 1:
+            raise ValueError(
+                "A single step from pure noise (alpha_bar 0) to the picture leaves no trace of the noise; take 2 steps "
+                "or more."
+            )
+
+
 def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: int) -> None:
     """Everything that can be wrong with the arguments, before any model runs."""
-    from .processors import is_style_aligned
-
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise TypeError(f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
     if is_style_aligned(pipe.unet):
         raise RuntimeError("Invert references before the style_aligned block: inside it, images share attention.")
     if (image is None) == (latents is None):
-        raise ValueError("Give either image (one picture or a list of them) or latents, not both and not neither.")
+        raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
     if isinstance(image, list | tuple) and not image:
         raise ValueError("At least one picture is needed; the list of images is empty.")
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise ValueError(
-            f"This U-Net takes {pipe.unet.config.in_channels} channels (an inpainting model's do); invert with a "
+            f"This U-Net takes {pipe.unet.config.in_channels} channels (an inpainting model's does); invert with a "
             f"text-to-image model, which takes the VAE's {pipe.vae.config.latent_channels}."
         )
     if latents is not None and latents.shape[-3:-2] != (pipe.vae.config.latent_channels,):
@@ -188,4 +250,4 @@ def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: 
     if not float("-inf") < guidance_scale < float("inf"):
         raise ValueError(f"guidance_scale is a finite number; got {guidance_scale}.")
     if not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"fixed_point_iterations is a whole number of 0 or more; got {iterations!r}.")
+        raise ValueError(f"fixed_point_iterations is a whole number, 0 or more; got {iterations!r}.")

@@ -18,16 +18,16 @@ from ..files import written_whole
 from ..latents import alpha_at
 
 FORMAT = "context_diffusion.trajectory/1"
-FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved beside the tensors
+FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved with the tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """Latents z_k of references, level by level, on the CPU, with the text they belong to.
 
-    ``alphas`` are the products ``alpha_bar`` of each level (1 is clean); ``embeddings`` hold the text of each guidance
-    branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference; ``model``
-    is what :func:`describe_model` says of the pipeline that made it.
+    ``alphas`` are ``alpha_bar`` at each level (1 is clean, 0 pure noise); ``embeddings`` hold the text of each
+    guidance branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference;
+    ``model`` is what :func:`describe_model` says of the pipeline that made it.
     """
 
     latents: Float[Tensor, "levels references channels height width"]
@@ -46,7 +46,7 @@ class Trajectory:
 
     @property
     def num_inference_steps(self) -> int:
-        """The number of steps; there is one level more, the clean one."""
+        """The number of steps; there is one more level, the clean one."""
         return len(self.timesteps)
 
     @property
@@ -98,9 +98,9 @@ class Trajectory:
     def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references channels height width"]:
         """The latents at a time step, found by its value.
 
-        With the step's ``alpha_bar`` given, a step in between is interpolated: on a segment of the trajectory, DDIM
-        keeps one clean latent x and one noise e, so ``z = cos(phi) x + sin(phi) e``, ``cos(phi)^2 = alpha_bar``, and
-        two levels give the third. Without it, such a step raises ``ValueError``.
+        If the step's ``alpha_bar`` is given, a step in between is interpolated: on a segment of the trajectory, DDIM
+        keeps one clean latent x and one noise e, so ``z = cos(phi) x + sin(phi) e`` with ``cos(phi)^2 = alpha_bar``,
+        and two levels give the third. Otherwise such a step raises ``ValueError``.
         """
         near = (self.timesteps - float(timestep)).abs().argmin()
         if (self.timesteps[near] - float(timestep)).abs() < 1e-3:
@@ -120,7 +120,7 @@ class Trajectory:
         return (torch.sin(high - phi) * clean + torch.sin(phi - low) * noisy) / torch.sin(high - low)
 
     def check(self, pipe) -> None:
-        """Raise ``ValueError`` if another model, or another noise schedule, than the pipeline's made this."""
+        """Raise ``ValueError`` unless this was made with the pipeline's model and noise schedule."""
         _compare_models(self.model, describe_model(pipe))
         products = getattr(pipe.scheduler, "alphas_cumprod", None)
         if products is None:
@@ -149,7 +149,7 @@ class Trajectory:
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Trajectory":
-        """Read what :meth:`save` wrote; raises ``FileNotFoundError`` or ``ValueError`` for anything else."""
+        """Read what :meth:`save` wrote; raise ``FileNotFoundError`` or ``ValueError`` for anything else."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -171,7 +171,7 @@ class Trajectory:
 
 
 def describe_model(pipe) -> dict:
-    """What tells one denoiser from another: its shape, what it predicts, and sixteen of its weights."""
+    """What distinguishes one denoiser from another: its shape, what it predicts, and sixteen of its weights."""
     config = pipe.unet.config
     weight = pipe.unet.conv_in.weight
     sampled = [] if weight.is_meta else weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16].float().tolist()
@@ -189,13 +189,13 @@ def _compare_models(made_by: dict, used_with: dict) -> None:
         if made_by[name] != used_with[name]:
             raise ValueError(
                 f"The trajectory was made by another model: its {name} is {made_by[name]}, here it is "
-                f"{used_with[name]}; invert the reference with the pipeline that is to use it."
+                f"{used_with[name]}; invert the reference with the pipeline that will use it."
             )
     ours, theirs = made_by.get("weights"), used_with.get("weights")
     if ours and theirs and any(abs(a - b) > 0.01 * abs(b) + 1e-4 for a, b in zip(ours, theirs, strict=True)):
         raise ValueError(
             "The trajectory was made by a model of the same shape but with other weights; invert the reference with "
-            "the pipeline that is to use it."
+            "the pipeline that will use it."
         )
 
 
