@@ -21,7 +21,7 @@ from training_run import STEPS, Tiny, run
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.files import TINY_SCENES
 from experiments.publishing import weights
-from experiments.training import data, depth, judge, vae
+from experiments.training import data, depth, judge, music, vae
 from experiments.training.clip import contrast, normalize
 from experiments.training.dino import Pair, new_vit
 from experiments.training.draws import Draws
@@ -87,6 +87,7 @@ def seen(folder: Path) -> dict[int, list]:
 # --- one process or many, whole or in parts ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_samples_of_one_and_end_with_its_weights(tmp_path):
     kinds = {"adamw-1": 1e-5, "adamw-2": 1e-5, "muon-2": 2e-3}  # Muon orthogonalises in bf16
     torchrun = started(tmp_path / "two", "", *kinds, processes=2)
@@ -113,6 +114,7 @@ def test_passes_add_up_to_the_batch(tmp_path, optimizer):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-5 if optimizer == "adamw" else 2e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     killed = {moment: started(tmp_path / moment, moment, "muon-1") for moment in ("step", "write")}
     whole = run(tmp_path / "whole", "muon")
@@ -458,6 +460,20 @@ def test_a_sample_is_varied_in_the_same_way_in_every_batch(make):
     parts = [make(Draws(0, range(first, first + 4), 0), np.arange(first, first + 4)) for first in (0, 4)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-6)
     assert len({tuple(one.flatten().tolist()) for one in whole}) > 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: data.crops(data.to_tensor(small_pixels(8)), 32, 0.5, 1.0, Draws(0, range(8), 0)),
+        lambda: music.augmented(torch.arange(200.0).half().expand(2, 128, -1).mT, Draws(0, range(2), 0)),
+    ],
+    ids=["crops", "music"],
+)
+def test_samples_are_made_in_full_precision(make):
+    with torch.autocast("cpu", torch.bfloat16):
+        made = make()
+    assert made.dtype == torch.float32 and torch.equal(made, make())
 
 
 def test_half_of_the_pictures_are_mirrored():

@@ -5,7 +5,7 @@
 Its vision tower starts as that of the offline CLIP, as BLIP's starts from a trained ViT: 64x64 pixels in patches of 8,
 dynamically normalized. A causal decoder over the world's own words learns to write the whole sentence, "a boat among
 hills under the sun, watercolor style". How often it is right on unseen scenes:
-``python -m experiments.evaluation.offline --only captions``.
+``python -m experiments.evaluation captions``.
 """
 
 from pathlib import Path

@@ -68,7 +68,7 @@ def frozen_parts(parts: Path) -> tuple[UNet2DConditionModel, ContextProjector]:
     """The trained U-Net and projector in ``parts``, which no step changes."""
     unet = UNet2DConditionModel.from_pretrained(parts / "unet")
     projector = ContextProjector.from_pretrained(parts / "context_projector")
-    return tuple(part.to(device(), torch.float32).requires_grad_(False) for part in (unet, projector))
+    return tuple(part.to(device()).float().requires_grad_(False) for part in (unet, projector))
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

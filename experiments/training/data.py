@@ -64,6 +64,7 @@ def mirror(draws: Draws, batch: torch.Tensor) -> torch.Tensor:
     return torch.where(draws.rand(1, 1, 1) < 0.5, batch.flip(3), batch)
 
 
+@torch.autocast("cpu", enabled=False)  # a grid in bf16 is a fraction of a pixel off
 def crops(batch: torch.Tensor, side: int, low: float, high: float, draws: Draws) -> torch.Tensor:
     """Random square crops covering ``low`` to ``high`` of the side, some mirrored, light and contrast jittered."""
     n = len(batch)

@@ -65,7 +65,7 @@ def _batches(pixels: np.ndarray, what: str):
 
 @torch.no_grad()
 def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
-    vae = AutoencoderKL.from_pretrained(parts / "vae").to(device(), torch.float32)
+    vae = AutoencoderKL.from_pretrained(parts / "vae").to(device()).float()
     made = []
     with autocast():
         for pixels in _batches(arrays["pixels"], "latents"):
@@ -76,8 +76,8 @@ def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _clip_features(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
-    text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder").to(device(), torch.float32)
-    image_encoder = CLIPVisionModel.from_pretrained(parts / "image_encoder").to(device(), torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder").to(device()).float()
+    image_encoder = CLIPVisionModel.from_pretrained(parts / "image_encoder").to(device()).float()
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
     projector, pooled, statistics = ContextProjector(), [], []
     with autocast():

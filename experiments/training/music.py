@@ -6,7 +6,7 @@ The audio tower is HTSAT (Chen et al. 2022) over 128 mel bins and 126 frames of 
 RoBERTa of one layer over the words that captions of music use. Each step contrasts a piece with a caption in some
 wording, with its mood alone and with its genre alone; pieces with the same caption, mood or genre share the target. The
 contrast is among the pieces of one pass, as in :mod:`.clip`. How often it is right on unseen pieces:
-``python -m experiments.evaluation.offline --only music``.
+``python -m experiments.evaluation music``.
 """
 
 from pathlib import Path
@@ -100,6 +100,7 @@ def log_mel(
     return 10 * np.log10(np.maximum(1e-10, power @ extractor.mel_filters_slaney)).astype(np.float32)
 
 
+@torch.autocast("cpu", enabled=False)  # which knows no float16
 def augmented(whole: Float[Tensor, "n frames mels"], draws: Draws) -> Float[Tensor, "n 1 heard mels"]:
     """Cut FRAMES at random places, change the gain by -15 to 9 dB, and add white noise, 35 to 95 dB below the loudest.
 

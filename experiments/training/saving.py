@@ -30,7 +30,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 def save_half(model, folder: Path, *processors) -> None:
     """``model.save_pretrained`` in fp16, and those of a tokenizer or other processors into the same folder."""
-    half = copy.deepcopy(model).to("cpu", torch.float16, memory_format=torch.contiguous_format)
+    half = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).half()
     with folder_written_whole(folder) as temporary:
         for part in (half, *processors):
             part.save_pretrained(temporary)

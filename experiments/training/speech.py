@@ -9,7 +9,7 @@ connectionist temporal classification (Graves et al. 2006), as in hybrid CTC/att
     L = lambda L_ctc + (1 - lambda) L_attention.                                                              (1)
 
 The linear layer that reads words off the encoder is thrown away afterwards. How many words it gets wrong, in voices
-that it never heard: ``python -m experiments.evaluation.offline --only speech``.
+that it never heard: ``python -m experiments.evaluation speech``.
 
 Utterances are padded to the longest of their pass, and each word counts the same: more processes or ``--accumulate``
 hear the same utterances, but sum their errors a little differently.
@@ -167,6 +167,7 @@ class Batches:
         generator = np.random.default_rng(0)
         self.noises = [noise(kind, NOISE_SECONDS * RATE, generator, spoken) for kind in NOISES for _ in range(4)]
 
+    @torch.autocast("cpu", enabled=False)  # the extractor's features are of fp32
     def __call__(self, draws: Draws) -> tuple[Float[Tensor, "n bands frames"], Int[Tensor, "n length"]]:
         """Draw those samples of a batch that ``draws`` holds, padded to the longest of them."""
         common = np.random.default_rng(int(torch.randint(2**31, (), generator=draws.common)))
