@@ -29,7 +29,7 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 COMPONENTS := vae clip unet controlnet-canny controlnet-depth decoder depth dino judge captioner speech music
 
-# Without an NVIDIA GPU the pins keep pip from replacing a CPU torch with a newer build for CUDA.
+# Without an NVIDIA GPU the pin keeps pip from replacing a CPU build of torch with a newer one for CUDA.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 CONSTRAINTS := $(if $(filter-out 0,$(HAS_GPU)),,-c constraints-cpu.txt)
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(CONSTRAINTS)
