@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .checks import hint
+from .checks import either, hint
 from .files import TINY_FUSION, TINY_SCENES
 
 DEFAULT = "tiny-scenes"
@@ -107,18 +107,21 @@ class Network:
     trainer: str = ""  # the command that makes it, where it is the project's own
 
 
-NETWORKS = (
-    Network("encoder", "clip", HUB_PARTS["clip"], 1700, "MIT"),
-    Network("encoder", "siglip", "google/siglip-base-patch16-224", 810, "Apache-2.0"),
-    Network("encoder", "dino", HUB_PARTS["dino"], 340, "Apache-2.0"),
-    Network("encoder", "dinov2", "facebook/dinov2-base", 350, "Apache-2.0"),
-    Network("captioner", "tiny-fusion", str(TINY_FUSION / "captioner"), 2, "MIT", "experiments.training.captioner"),
-    Network("captioner", "blip", "Salesforce/blip-image-captioning-large", 1900, "BSD-3-Clause"),
-    Network("transcriber", "tiny-fusion", str(TINY_FUSION / "speech"), 2, "MIT", "experiments.training.speech"),
-    Network("transcriber", "whisper", "openai/whisper-base", 290, "MIT"),
-    Network("music model", "tiny-fusion", str(TINY_FUSION / "music"), 2, "MIT", "experiments.training.music"),
-    Network("music model", "clap", "laion/clap-htsat-unfused", 600, "Apache-2.0"),
-)
+NETWORKS = {
+    (row.kind, row.name): row
+    for row in (
+        Network("encoder", "clip", HUB_PARTS["clip"], 1700, "MIT"),
+        Network("encoder", "siglip", "google/siglip-base-patch16-224", 810, "Apache-2.0"),
+        Network("encoder", "dino", HUB_PARTS["dino"], 340, "Apache-2.0"),
+        Network("encoder", "dinov2", "facebook/dinov2-base", 350, "Apache-2.0"),
+        Network("captioner", "tiny-fusion", str(TINY_FUSION / "captioner"), 2, "MIT", "experiments.training.captioner"),
+        Network("captioner", "blip", "Salesforce/blip-image-captioning-large", 1900, "BSD-3-Clause"),
+        Network("transcriber", "tiny-fusion", str(TINY_FUSION / "speech"), 2, "MIT", "experiments.training.speech"),
+        Network("transcriber", "whisper", "openai/whisper-base", 290, "MIT"),
+        Network("music model", "tiny-fusion", str(TINY_FUSION / "music"), 2, "MIT", "experiments.training.music"),
+        Network("music model", "clap", "laion/clap-htsat-unfused", 600, "Apache-2.0"),
+    )
+}
 
 
 def find_network(kind: str, name: str | Path) -> str:
@@ -126,8 +129,7 @@ def find_network(kind: str, name: str | Path) -> str:
 
     Raises ``FileNotFoundError`` if a folder holds no model, ``ValueError`` with the near names for an unknown one.
     """
-    rows = {row.name: row for row in NETWORKS if row.kind == kind}
-    row = rows.get(str(name))
+    row = NETWORKS.get((kind, str(name)))
     location = Path(row.location if row else str(name)).expanduser()
     if location.is_dir():
         if not (location / "config.json").is_file():
@@ -137,9 +139,10 @@ def find_network(kind: str, name: str | Path) -> str:
         raise FileNotFoundError(f"The offline {kind} is not at {location}; `python -m {row.trainer}` trains it.")
     if row or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return row.location if row else str(name)
-    known = " or ".join(rows)
+    known = [own for of, own in NETWORKS if of == kind]
     raise ValueError(
-        f"There is no {kind} {str(name)!r}: give {known}, an existing folder, or owner/name{hint(name, rows)}"
+        f"There is no {kind} {str(name)!r}: give {either(known)}, an existing folder, or owner/name"
+        f"{hint(name, known)}"
     )
 
 

@@ -27,9 +27,18 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> str:
     """Return ``value`` if it is one of the ``known`` words; else say which they are, and which was meant."""
     known = tuple(known)
     if value not in known:
-        *others, last = map(repr, known)
-        raise ValueError(f"{name} is {', '.join(others)} or {last}; got {value!r}{hint(value, known)}")
+        raise ValueError(f"{name} is {either(map(repr, known))}; got {value!r}{hint(value, known)}")
     return value
+
+
+def either(words: Iterable[str]) -> str:
+    """List words as alternatives.
+
+    >>> either(["canny", "depth", "img2img"])
+    'canny, depth or img2img'
+    """
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check_size(width: int, height: int, multiple: int) -> None:

@@ -15,16 +15,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoints import DEFAULT, find_model, find_part, load_part
+from .checkpoints import DEFAULT, find_model, find_network, find_part, load_part
 from .checks import normalized_weights
 from .images import ImageLike, dynamic_normalization, resize, to_tensor
-
-HUB_ENCODERS = {
-    "clip": "openai/clip-vit-large-patch14",
-    "siglip": "google/siglip-base-patch16-224",
-    "dino": "facebook/dino-vitb8",
-    "dinov2": "facebook/dinov2-base",
-}
 
 
 class Encoder(Protocol):
@@ -54,9 +47,7 @@ def load_encoder(
     ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights cannot be found.
     """
     location = find_part(find_model(model), name) if name in ("clip", "dino") else None
-    location = location or HUB_ENCODERS.get(name) or (name if "/" in name or Path(name).is_dir() else None)
-    if location is None:
-        raise ValueError(f"There is no encoder {name!r}; give {', '.join(HUB_ENCODERS)}, a folder, or owner/name.")
+    location = location or find_network("encoder", name)
     from transformers import AutoModel
 
     network = load_part(AutoModel, location).eval().requires_grad_(False).to(device)

@@ -88,7 +88,7 @@ def test_a_siglip_folder_encodes_text_and_pictures_in_one_space(tmp_path):
 
 
 def test_unknown_and_absent_encoders_get_one_sentence():
-    with pytest.raises(ValueError, match="clip, siglip, dino, dinov2"):
+    with pytest.raises(ValueError, match="clip, siglip, dino or dinov2"):
         load_encoder("resnet", scenes_folder())
     with pytest.raises(FileNotFoundError, match="hf download facebook/dinov2-base"):
         load_encoder("dinov2", scenes_folder())

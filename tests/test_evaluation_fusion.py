@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from PIL import Image
+from worlds import misplace
 
-from context_diffusion.fusion import Description, speech
+from context_diffusion.fusion import Description
 from context_diffusion.fusion.speech import Transcriber
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES
 from context_diffusion.scenes.judge import Judge
@@ -117,7 +118,7 @@ def test_the_protocol_counts_what_the_judge_sees(monkeypatch):
 
 
 def test_the_protocol_is_skipped_with_a_sentence_where_something_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(speech.TRANSCRIBERS, "tiny-fusion", str(tmp_path / "none"))
+    misplace(monkeypatch, "transcriber", tmp_path / "none")
     assert "fusion" in harness.OFFLINE
     assert not harness.run("fusion", Bench(quick=True), tmp_path)
     assert "fusion: not run. The offline transcriber is not at" in capsys.readouterr().out

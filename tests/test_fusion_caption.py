@@ -18,10 +18,12 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
 )
+from worlds import misplace
 
 import context_diffusion as cd
+from context_diffusion.checkpoints import find_network
 from context_diffusion.fusion import Description, caption
-from context_diffusion.fusion.caption import Captioner, ImageSource, confidence, find_captioner
+from context_diffusion.fusion.caption import Captioner, ImageSource, confidence
 from context_diffusion.images import dynamic_normalization, to_tensor
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, Style, TinyScenes
 from context_diffusion.scenes import caption as sentence
@@ -152,15 +154,15 @@ def test_a_constant_picture_has_a_caption(captioner):
 
 def test_an_unknown_or_missing_captioner_gets_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no captioner 'blimp': give tiny-fusion or blip.*did you mean 'blip'"):
-        find_captioner("blimp")
+        find_network("captioner", "blimp")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        find_captioner(tmp_path)
-    monkeypatch.setitem(caption.CAPTIONERS, "tiny-fusion", str(tmp_path / "none"))
+        find_network("captioner", tmp_path)
+    misplace(monkeypatch, "captioner", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.captioner"):
         Captioner.from_pretrained()
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         Captioner.from_pretrained("nobody/nothing")
-    assert find_captioner("blip") == "Salesforce/blip-image-captioning-large"
+    assert find_network("captioner", "blip") == "Salesforce/blip-image-captioning-large"
 
 
 # --- training --------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def test_the_protocol_counts_what_the_captioner_says(monkeypatch):
 
 
 def test_the_protocol_is_skipped_with_a_sentence_where_the_captioner_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(caption.CAPTIONERS, "tiny-fusion", str(tmp_path / "none"))
+    misplace(monkeypatch, "captioner", tmp_path / "none")
     assert "captions" in harness.OFFLINE
     assert not harness.run("captions", Bench(quick=True), tmp_path)
     assert "captions: not run. The offline captioner is not at" in capsys.readouterr().out

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, pipeline
+from worlds import misplace
 
 import context_diffusion as cd
+from context_diffusion.checkpoints import find_network
 from context_diffusion.files import DATA, TINY_FUSION
 from context_diffusion.fusion import music
-from context_diffusion.fusion.music import MusicSource, MusicTagger, find_tagger, likeliest
+from context_diffusion.fusion.music import MusicSource, MusicTagger, likeliest
 from context_diffusion.fusion.music_words import (
     GENRE_DESCRIPTIONS,
     MOOD_DESCRIPTIONS,
@@ -191,13 +193,13 @@ def test_invalid_input_gets_one_sentence(tagger, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="maps two or more sentences"):
         MusicSource(noise(), RATE, tagger, descriptions={"calm music": "a field"})
     with pytest.raises(ValueError, match="no music model 'clamp': give tiny-fusion or clap.*did you mean 'clap'"):
-        find_tagger("clamp")
+        find_network("music model", "clamp")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        find_tagger(tmp_path)
-    monkeypatch.setitem(music.TAGGERS, "tiny-fusion", str(tmp_path / "none"))
+        find_network("music model", tmp_path)
+    misplace(monkeypatch, "music model", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.music"):
         MusicTagger.from_pretrained()
-    assert find_tagger("clap") == "laion/clap-htsat-unfused"
+    assert find_network("music model", "clap") == "laion/clap-htsat-unfused"
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ def test_a_confusion_counts_by_row_what_it_is():
 
 
 def test_the_protocol_is_skipped_with_a_sentence_where_the_model_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(music.TAGGERS, "tiny-fusion", str(tmp_path / "none"))
+    misplace(monkeypatch, "music model", tmp_path / "none")
     assert "music" in harness.OFFLINE
     assert not harness.run("music", Bench(quick=True), tmp_path)
     assert "music: not run. The offline music model is not at" in capsys.readouterr().out

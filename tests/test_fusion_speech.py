@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
+from worlds import misplace
 
 import context_diffusion as cd
+from context_diffusion.checkpoints import find_network
 from context_diffusion.files import DATA, TINY_FUSION
 from context_diffusion.fusion import speech
 from context_diffusion.fusion.sound import Sound, read_sound
-from context_diffusion.fusion.speech import AudioSource, Transcriber, cut_at_pauses, find_transcriber, join_texts
+from context_diffusion.fusion.speech import AudioSource, Transcriber, cut_at_pauses, join_texts
 from experiments.training import speech as training
 
 RATE = 16_000
@@ -210,15 +212,15 @@ def test_another_rate_is_refused_by_the_model_itself(transcriber):
 
 def test_an_unknown_or_missing_transcriber_gets_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no transcriber 'whimper': give tiny-fusion or whisper.*mean 'whisper'"):
-        find_transcriber("whimper")
+        find_network("transcriber", "whimper")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        find_transcriber(tmp_path)
-    monkeypatch.setitem(speech.TRANSCRIBERS, "tiny-fusion", str(tmp_path / "none"))
+        find_network("transcriber", tmp_path)
+    misplace(monkeypatch, "transcriber", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"python -m experiments\.training\.speech"):
         Transcriber.from_pretrained()
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         Transcriber.from_pretrained("nobody/nothing")
-    assert find_transcriber("whisper") == "openai/whisper-base"
+    assert find_network("transcriber", "whisper") == "openai/whisper-base"
 
 
 # --- the shipped model on the shipped recordings ---------------------------------------------------------

@@ -1,6 +1,7 @@
 """Random model folders with the structure of the offline one, small enough to build in a test."""
 
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -27,6 +28,7 @@ from transformers import (
     ViTModel,
 )
 
+from context_diffusion.checkpoints import NETWORKS
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.scenes.judge import HEADS
 
@@ -142,3 +144,9 @@ def random_adapter(unet) -> dict[str, torch.Tensor]:
             weight = torch.randn(inner, width, generator=generator) * 0.3
             state[f"ip_adapter.{2 * number + 1}.{part}.weight"] = weight
     return state
+
+
+def misplace(monkeypatch, kind: str, folder: Path) -> None:
+    """Let the table look for the offline network of a kind in ``folder``."""
+    row = NETWORKS[kind, "tiny-fusion"]
+    monkeypatch.setitem(NETWORKS, (kind, "tiny-fusion"), replace(row, location=str(folder)))

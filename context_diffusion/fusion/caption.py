@@ -10,19 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checkpoints import load_part
+from ..checkpoints import find_network, load_part
 from ..encoders import vision_inputs
-from ..files import TINY_FUSION
 from ..images import ImageLike, load_image, resize, to_tensor
 from ..metrics.inputs import batched
 from .description import Description
-from .names import find_weights
 
 OFFLINE = "tiny-fusion"
-CAPTIONERS = {  # name -> folder or repository id
-    OFFLINE: str(TINY_FUSION / "captioner"),
-    "blip": "Salesforce/blip-image-captioning-large",  # 1.9 GB, BSD-3-Clause
-}
 MAX_WORDS = 40  # most tokens in a caption
 BATCH_SIZE = 32
 
@@ -46,7 +40,7 @@ class Captioner:
         """
         from transformers import AutoTokenizer, BlipForConditionalGeneration
 
-        location = find_captioner(name)
+        location = find_network("captioner", name)
         network = load_part(BlipForConditionalGeneration, location).eval().requires_grad_(False).to(device)
         tokenizer = load_part(AutoTokenizer, location, dtype=None)
         return cls(network, tokenizer, _preprocessing(location, network))
@@ -103,12 +97,6 @@ def confidence(
     ends = (tokens == end).int()
     counted = (ends.cumsum(dim=1) - ends == 0).float()
     return (torch.where(counted > 0, chosen, 0.0).sum(dim=1) / counted.sum(dim=1)).exp().clamp(max=1.0)
-
-
-def find_captioner(name: str | Path) -> str:
-    """Say where a captioner lives, a folder or a repository id; raises what :func:`find_weights` raises."""
-    trainer = "python -m experiments.training.captioner"
-    return find_weights(name, CAPTIONERS, "captioner", OFFLINE, trainer)
 
 
 @cache

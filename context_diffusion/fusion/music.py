@@ -22,19 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoints import load_part
-from ..files import TINY_FUSION
+from ..checkpoints import find_network, load_part
 from ..metrics.inputs import batched
 from .description import Description
 from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
-from .names import find_weights
 from .sound import Recording, Sound, read_sound
 
 OFFLINE = "tiny-fusion"
-TAGGERS = {  # name -> folder or repository id
-    OFFLINE: str(TINY_FUSION / "music"),
-    "clap": "laion/clap-htsat-unfused",  # 0.6 GB, Apache-2.0, 48 kHz
-}
 BATCH_SIZE = 16  # windows at once
 
 
@@ -57,7 +51,7 @@ class MusicTagger:
         """
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
-        location = find_tagger(name)
+        location = find_network("music model", name)
         network = load_part(ClapModel, location).eval().requires_grad_(False).to(device)
         return cls(network, *(load_part(kind, location, dtype=None) for kind in (AutoTokenizer, AutoFeatureExtractor)))
 
@@ -171,11 +165,6 @@ def likeliest(chances: Float[Tensor, " labels"], labels: Sequence[str]) -> tuple
     """Give the label with the highest probability, and that probability."""
     best = int(chances.argmax())
     return labels[best], min(1.0, float(chances[best]))
-
-
-def find_tagger(name: str | Path) -> str:
-    """Say where a CLAP lives, a folder or a repository id; raises what :func:`find_weights` raises."""
-    return find_weights(name, TAGGERS, "music model", OFFLINE, "python -m experiments.training.music")
 
 
 @cache

@@ -13,19 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..checkpoints import load_part
-from ..files import TINY_FUSION
+from ..checkpoints import find_network, load_part
 from ..metrics.inputs import batched
 from .caption import confidence
 from .description import Description
-from .names import find_weights
 from .sound import Recording, Sound, read_sound
 
 OFFLINE = "tiny-fusion"
-TRANSCRIBERS = {  # name -> folder or repository id
-    OFFLINE: str(TINY_FUSION / "speech"),
-    "whisper": "openai/whisper-base",  # 290 MB, MIT, a hundred languages
-}
 RATE = 16_000  # Hz; every Whisper's
 BATCH_SIZE = 16  # windows at once
 PAUSE = 0.2  # seconds; long speech is cut where a stretch of this length is quietest
@@ -60,7 +54,7 @@ class Transcriber:
         """
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-        location = find_transcriber(name)
+        location = find_network("transcriber", name)
         network = load_part(WhisperForConditionalGeneration, location).eval().requires_grad_(False).to(device)
         return cls(network, load_part(WhisperProcessor, location, dtype=None), **options)
 
@@ -179,12 +173,6 @@ def join_texts(texts: Iterable[str]) -> str:
         between = "" if not joined else " " if joined[-1] in string.punctuation else ", "
         joined += between + text
     return joined
-
-
-def find_transcriber(name: str | Path) -> str:
-    """Say where a Whisper lives, a folder or a repository id; raises what :func:`find_weights` raises."""
-    trainer = "python -m experiments.training.speech"
-    return find_weights(name, TRANSCRIBERS, "transcriber", OFFLINE, trainer)
 
 
 @contextmanager

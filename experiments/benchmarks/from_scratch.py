@@ -1,4 +1,6 @@
-"""How far ``from_scratch`` is from diffusers, and how fast, on one model folder: `python -m experiments.benchmarks.from_scratch`.
+"""How far ``from_scratch`` is from diffusers, and how fast, on one model folder.
+
+    python -m experiments.benchmarks.from_scratch
 
 Differences are the largest absolute ones, in float32; times are medians of interleaved rounds in this one run.
 """
