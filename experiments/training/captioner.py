@@ -58,10 +58,10 @@ def new_captioner(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
 
 @torch.no_grad()
 def start_from_clip(vision: nn.Module, tower: nn.Module, batch: Float[Tensor, "n 3 side side"]) -> None:
-    """Copy a trained CLIP vision tower into BLIP's, which is the same network but for CLIP's first LayerNorm.
+    """Copy a trained CLIP vision tower into BLIP's, which is the same network except for CLIP's first LayerNorm.
 
-    That one, (e - mean e) / std e * g + b over the channels of each embedded patch e, is folded into the embedding:
-    the mean and g and b exactly, for they are linear; std by its average over ``batch``, normalized pictures.
+    That layer, (e - mean e) / std e * g + b over the channels of each embedded patch e, is folded into the embedding:
+    mean, g and b exactly, because they act linearly; std as its average over ``batch``, normalized pictures.
     """
     own, embeddings = vision.embeddings, tower.embeddings
     norm = tower.pre_layrnorm
@@ -88,7 +88,7 @@ def start_from_clip(vision: nn.Module, tower: nn.Module, batch: Float[Tensor, "n
 
 
 def full_captions(groups: int = GROUPS, first_group: int = 0) -> list[str]:
-    """The sentence in its full form for each picture of :func:`.data.pictures`, in that order."""
+    """The full sentence for each picture of :func:`.data.pictures`, in the same order."""
     said = []
     for group in range(first_group, first_group + groups):
         style = TinyScenes.style(group)
@@ -97,7 +97,7 @@ def full_captions(groups: int = GROUPS, first_group: int = 0) -> list[str]:
 
 
 def caption_loss(model: BlipForConditionalGeneration, pixels: Tensor, ids: Tensor) -> Tensor:
-    """The mean cross-entropy of each next word given the picture and the words before it, padding left out."""
+    """The mean cross-entropy of each next word, given the picture and the words before it; padding does not count."""
     labels = ids.masked_fill(ids == model.config.text_config.pad_token_id, IGNORED)
     return model(pixel_values=pixels, input_ids=ids, labels=labels).loss
 

@@ -2,14 +2,14 @@
 
     python -m experiments.training.speech        # needs espeak-ng, which says the sentences
 
-Log-mel features every 25 ms, an encoder at 20 Hz, a decoder with one token for each word. From nothing, attention takes
-long to find which sound belongs to which word; so the encoder alone is made to say the words in their order too, by
+Log-mel features every 25 ms, an encoder at 20 Hz, a decoder with one token for each word. Attention that starts from
+nothing takes long to find which sound belongs to which word, so the encoder alone must also name the words in order, by
 connectionist temporal classification (Graves et al. 2006), as in hybrid CTC/attention (Watanabe et al. 2017, Eq. 9):
 
     L = lambda L_ctc + (1 - lambda) L_attention.                                                              (1)
 
-The linear layer that reads words off the encoder is thrown away afterwards. How many words it gets wrong, in voices
-that it never heard: ``python -m experiments.evaluation speech``.
+The linear layer that reads words off the encoder is thrown away afterwards. How many words the model gets wrong in
+voices that it never heard: ``python -m experiments.evaluation speech``.
 
 Utterances are padded to the longest of their pass, and each word counts the same: more processes or ``--accumulate``
 hear the same utterances, but sum their errors a little differently.
@@ -57,7 +57,7 @@ EMPTY = 0.03  # share of samples with noise and no words
 NOISY = 0.75  # share of samples with noise
 FASTER, SLOWER = 0.86, 1.16  # of the length, at which an utterance is played
 OFTEN = 4  # times that words in any order are taken: most words of the world are in no caption, and heard nowhere else
-FULL = 0.1  # share of batches in which the whole window is seen
+FULL = 0.1  # share of batches that are padded to the whole window
 
 
 def new_processor() -> WhisperProcessor:
@@ -91,7 +91,7 @@ def new_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
 
 
 class Listener(nn.Module):
-    """A Whisper, and the layer that reads words off its encoder while it learns."""
+    """A Whisper, and the layer that reads words off its encoder during training."""
 
     def __init__(self, whisper: WhisperForConditionalGeneration):
         super().__init__()
@@ -102,7 +102,7 @@ class Listener(nn.Module):
 def encode(
     whisper: WhisperForConditionalGeneration, features: Float[Tensor, "n bands frames"]
 ) -> Float[Tensor, "n half dim"]:
-    """Whisper's encoder for an even number of frames, also fewer than the window, which the class insists on."""
+    """Whisper's encoder for any even number of frames; the class itself insists on a whole window."""
     encoder = whisper.model.encoder
     hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)  # n half dim
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -129,10 +129,10 @@ def joint_loss(model: Listener, features: Float[Tensor, "n bands frames"], ids: 
 def heard(
     clean: Float32[np.ndarray, " _"], generator: np.random.Generator, noises: Sequence[Float32[np.ndarray, " _"]]
 ) -> Float32[np.ndarray, " _"]:
-    """An utterance as a microphone may get it from another speaker: silence around it, noise below it, any loudness.
+    """An utterance as a microphone may hear it from another speaker: amid silence, in noise, louder or softer.
 
-    Played faster or slower, a voice comes from a smaller or larger head (Jaitly and Hinton 2013): seen voices become
-    many more. Noise is 3 to 30 dB below.
+    Played faster or slower, a voice comes from a smaller or larger head (Jaitly and Hinton 2013): a few voices become
+    many. Noise is 3 to 30 dB below.
     """
     longest = min(SLOWER * len(clean), WINDOW * RATE)
     places = np.linspace(0, len(clean) - 1, int(generator.uniform(FASTER * len(clean), longest)))

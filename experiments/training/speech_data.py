@@ -1,10 +1,10 @@
-"""Spoken captions: sentences of the offline world said by espeak-ng in many voices, cached; noise; the examples.
+"""Spoken captions: sentences of the offline world, said by espeak-ng in many voices; noises; the examples.
 
     python -m experiments.training.speech_data --examples        # -> data/audio/
 
-espeak-ng (GPL-3.0, the Debian package of that name) is a program that training and scoring call; using the models
-needs none of it. A voice is an accent and a variant of the larynx, "en-us+f3". The variants of :data:`UNSEEN` are
-never trained on, and neither are its accents, Scottish and Received Pronunciation.
+Training and scoring call the program espeak-ng (GPL-3.0, the Debian package of that name); using the models does not.
+A voice is an accent and a variant of the larynx, "en-us+f3". Nothing is trained on the variants of :data:`UNSEEN`, nor
+on two of its accents, Scottish and Received Pronunciation.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CAPTIONS, PROMPTS = 0.5, 0.25  # shares of the texts; the rest are words in any 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A text and how it is said: espeak-ng's voice, its speed in words a minute, its pitch from 0 to 99."""
+    """A text and how it is said: the voice of espeak-ng, its speed in words a minute, its pitch from 0 to 99."""
 
     text: str
     voice: str
@@ -59,7 +59,7 @@ class Utterance:
 
     @classmethod
     def draw(cls, seed: int, voices: Sequence[str] = ()) -> "Utterance":
-        """Draw a text and a voice; one of ``voices``, in turn, where there are any."""
+        """Draw a text and a voice, or take ``voices`` in turn."""
         generator = np.random.default_rng([seed, 9])
         voice = voices[seed % len(voices)] if voices else f"{generator.choice(ACCENTS)}+{generator.choice(VARIANTS)}"
         speed, pitch = int(generator.integers(120, 211)), int(generator.integers(25, 76))
@@ -67,9 +67,9 @@ class Utterance:
 
 
 def draw_text(seed: int) -> str:
-    """A sentence of the offline world: mostly a caption, else a short prompt, or words in any order.
+    """A sentence of the offline world: mostly a caption, otherwise a short prompt or words in any order.
 
-    The last are there so that a word is heard for what it sounds like, not only for what captions lead to expect.
+    The last teach a model to hear a word for what it sounds like, not only where captions lead it to expect it.
     """
     generator = np.random.default_rng([seed, 10])
     kind = generator.random()
@@ -92,12 +92,12 @@ def draw_text(seed: int) -> str:
 
 
 def in_any_order(seed: int) -> bool:
-    """Whether the text of a seed is words in any order, and no caption or prompt."""
+    """Whether the text of a seed is words in any order, rather than a caption or a prompt."""
     return np.random.default_rng([seed, 10]).random() >= CAPTIONS + PROMPTS
 
 
 def say(utterance: Utterance) -> Float32[np.ndarray, " samples"]:
-    """Let espeak-ng say it: samples at :data:`RATE`, the loudest at 0.9; faster where it would take too long.
+    """Let espeak-ng say it, faster where it would take too long: samples at :data:`RATE`, the loudest at 0.9.
 
     Raises ``FileNotFoundError`` where espeak-ng is not installed.
     """
@@ -119,7 +119,7 @@ def say(utterance: Utterance) -> Float32[np.ndarray, " samples"]:
 
 @dataclass(frozen=True)
 class Speech:
-    """Many utterances: their texts and voices, and their samples one after another, int16 at :data:`RATE`."""
+    """Many utterances: their texts, their voices, and their samples one after another, int16 at :data:`RATE`."""
 
     texts: list[str]
     voices: list[str]
@@ -134,12 +134,12 @@ class Speech:
         return self.samples[start : self.ends[index]].astype(np.float32) / 2**15
 
     def lengths(self) -> np.ndarray:
-        """How many samples each utterance has."""
+        """The number of samples in each utterance."""
         return np.diff(self.ends, prepend=0)
 
 
 def speech(count: int = COUNT, first: int = 0, voices: Sequence[str] = ()) -> Speech:
-    """Give the utterances of ``count`` consecutive seeds; said once, then kept in ``build/speech/``."""
+    """The utterances of ``count`` consecutive seeds; said once, then kept in ``build/speech/``."""
     name = f"{first}-{count}"
     file, table = CACHE / f"{name}.npy", CACHE / f"{name}.npz"
     if not table.exists():
@@ -186,9 +186,10 @@ def noise(
 def with_noise(
     samples: Float32[np.ndarray, " length"], noise: Float32[np.ndarray, " longer"], decibels: float
 ) -> Float32[np.ndarray, " longer"]:
-    """Add noise at a signal-to-noise ratio: 10 log10 of the power of the one over that of the other.
+    """Add noise at a signal-to-noise ratio of ``decibels``: 10 log10(power of the samples / power of the noise).
 
-    Noise that lasts longer begins before and ends after. Only where it would exceed 1 is the sum made quieter.
+    Noise that lasts longer begins before the samples and ends after them. The sum is made quieter only where it would
+    exceed 1.
     """
     level = np.sqrt(np.mean(samples**2) / np.mean(noise**2)) * 10 ** (-decibels / 20)
     spare = len(noise) - len(samples)
@@ -197,7 +198,7 @@ def with_noise(
 
 
 def write_examples(folder: Path = DATA / "audio") -> list[Path]:
-    """Write the small recordings of ``data/audio``: two unseen voices, one in noise, one overdriven, and silence."""
+    """Write the small recordings of ``data/audio``: unseen voices, one of them also in noise and overdriven; silence."""
     import soundfile
 
     boat, around = "a boat by the sea", RATE // 5
@@ -220,7 +221,7 @@ def write_examples(folder: Path = DATA / "audio") -> list[Path]:
 
 
 def main() -> None:
-    """Write the examples, or say the sentences to train on before they are needed."""
+    """Write the examples, or say the sentences to train on ahead of time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", action="store_true", help="write data/audio/ instead of build/speech/")
     if parser.parse_args().examples:
