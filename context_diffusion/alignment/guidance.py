@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-TEXT_TO_IMAGE_KIN = (
+UNCONDITIONAL_FIRST = (
     *(
         f"StableDiffusion{xl}{control}{task}Pipeline"
         for xl in ("", "XL")
@@ -25,7 +25,7 @@ TEXT_TO_IMAGE_KIN = (
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 )
-GUIDED_BRANCHES = dict.fromkeys(TEXT_TO_IMAGE_KIN, ("uncond", "cond")) | {
+GUIDED_BRANCHES = dict.fromkeys(UNCONDITIONAL_FIRST, ("uncond", "cond")) | {
     "StableDiffusionInstructPix2PixPipeline": ("cond", "uncond", "uncond"),  # text and picture, picture alone, neither
 }
 

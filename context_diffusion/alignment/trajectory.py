@@ -81,7 +81,7 @@ class Trajectory:
             raise ValueError(f"References used together have one size; the latents of these are {sizes}.")
         if any(not torch.equal(other.timesteps, first.timesteps) for other in others):
             raise ValueError(
-                "References used together visit the same time steps; these were made with other schedulers."
+                "References used together visit the same time steps; these were made with different schedulers."
             )
         for other in others:
             _compare_models(other.model, first.model)
