@@ -198,7 +198,7 @@ def with_noise(
 
 
 def write_examples(folder: Path = DATA / "audio") -> list[Path]:
-    """Write the small recordings of ``data/audio``: unseen voices, one of them also in noise and overdriven; silence."""
+    """Write the small recordings of ``data/audio``: unseen voices, one also in noise and overdriven, and silence."""
     import soundfile
 
     boat, around = "a boat by the sea", RATE // 5
