@@ -25,7 +25,7 @@ from experiments.training import data, depth, judge, music, vae
 from experiments.training.clip import contrast, normalize
 from experiments.training.dino import Pair, new_vit
 from experiments.training.draws import Draws
-from experiments.training.loop import train
+from experiments.training.loop import Objective, add_gradients, new_accelerator, train
 from experiments.training.optimizers import Muon, new_optimizers
 from experiments.training.recipe import Recipe
 from experiments.training.run import forerunners
@@ -112,6 +112,18 @@ def test_passes_add_up_to_the_batch(tmp_path, optimizer):
     assert seen(tmp_path / "1") == seen(tmp_path / "4")
     for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-5 if optimizer == "adamw" else 2e-3)
+
+
+def test_the_gradients_of_the_passes_add_up_to_that_of_the_batch():
+    """Neither optimizer sees the scale of a gradient, so that the weights at the end would not tell."""
+    found = []
+    for passes in (1, 4):
+        recipe, model = Recipe(1, 8, 0.1, accumulate=passes, mixed_precision="no"), fresh()
+        value = add_gradients(Objective(model, regression), new_accelerator(recipe), recipe, step=3)
+        with torch.no_grad():
+            assert value == pytest.approx(regression(model, Draws(0, range(24, 32), 3)).item())
+        found.append(model.weight.grad)
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.slow

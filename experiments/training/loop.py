@@ -89,7 +89,7 @@ def train(
 
     with signals_noted() as signals, _bar(run, accelerator) as bar:
         while run.step < run.last and run.spent() < recipe.minutes and not stopped:
-            value = _add_gradients(objective, accelerator, recipe, run.step)
+            value = add_gradients(objective, accelerator, recipe, run.step)
             value, run.seconds, stopped = _agreed(accelerator, value, time.monotonic() - run.clock, bool(signals))
             _check_finite(run, value, nn.utils.clip_grad_norm_(model.parameters(), LONGEST))
             run.update(value)
@@ -150,7 +150,7 @@ def _bar(run: Run, accelerator: Accelerator) -> tqdm:
     return tqdm(total=run.last, initial=run.step, desc=run.name, mininterval=5, disable=hidden)
 
 
-def _add_gradients(objective: nn.Module, accelerator: Accelerator, recipe: Recipe, step: int) -> float:
+def add_gradients(objective: nn.Module, accelerator: Accelerator, recipe: Recipe, step: int) -> float:
     """Add up the gradients of this process's share of a batch, pass by pass, and return the share's mean loss."""
     share = recipe.batch_size // (recipe.accumulate * accelerator.num_processes)
     total = 0.0
