@@ -141,8 +141,7 @@ def find_network(kind: str, name: str | Path) -> str:
         return row.location if row else str(name)
     known = [own for of, own in NETWORKS if of == kind]
     raise ValueError(
-        f"There is no {kind} {str(name)!r}: give {either(known)}, an existing folder, or owner/name"
-        f"{hint(name, known)}"
+        f"There is no {kind} {str(name)!r}: give {either(known)}, an existing folder, or owner/name{hint(name, known)}"
     )
 
 

@@ -5,22 +5,48 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from .checkpoints import DEFAULT, Model, find_device, find_model, find_part, load_part
+from .guidance import guidance_branches, running_call
 
 
 class GuidedControlNet(ControlNetModel):
     """A ControlNet in the branch with the prompt alone, so that guidance amplifies it as it does the prompt.
 
     Of the two ways in Zhang et al. 2023, section 3.4 ("classifier-free guidance resolution weighting"), the one that
-    adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. diffusers calls that
-    ``guess_mode``, and weakens the upper residuals there down to a tenth; at the small guidance scale of the offline
-    model nothing needs weakening, so here they stay whole.
+    adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. The pipeline that is running
+    says which rows have the prompt; the others get zeros. diffusers calls that ``guess_mode``, and weakens the upper
+    residuals there down to a tenth; at the small guidance scale of the offline model nothing needs weakening, so here
+    they stay whole, with that switch or without it.
     """
 
-    def forward(self, *inputs, guess_mode: bool = False, **named):
-        """As in :class:`diffusers.ControlNetModel`, each residual at its full scale."""
-        return super().forward(*inputs, guess_mode=False, **named)
+    def forward(self, *inputs, guess_mode: bool = False, return_dict: bool = True, **named):
+        """As in :class:`diffusers.ControlNetModel`; raises ``ValueError`` where nothing says which rows are which."""
+        call = running_call(self)
+        if guess_mode or (call is not None and guidance_branches(call) == ("cond",)):  # all rows have the prompt
+            return super().forward(*inputs, guess_mode=False, return_dict=return_dict, **named)
+        if call is None:
+            raise ValueError(
+                "No diffusers pipeline is calling this guided ControlNet, so the rows with the prompt are unknown: "
+                "pass those rows alone with guess_mode=True, or load it as diffusers' ControlNetModel."
+            )
+        branches = guidance_branches(call)
+        rows = len(inputs[0] if inputs else named["sample"])
+
+        def with_prompt(given):
+            if isinstance(given, dict):
+                return {name: with_prompt(each) for name, each in given.items()}
+            per_row = isinstance(given, torch.Tensor) and given.ndim > 0 and len(given) == rows
+            return given.chunk(len(branches))[branches.index("cond")] if per_row else given
+
+        down, mid = super().forward(*map(with_prompt, inputs), return_dict=False, **with_prompt(named))
+
+        def for_all(residual: torch.Tensor) -> torch.Tensor:
+            return torch.cat([residual if branch == "cond" else torch.zeros_like(residual) for branch in branches])
+
+        down, mid = tuple(map(for_all, down)), for_all(mid)
+        return ControlNetOutput(down, mid) if return_dict else (down, mid)
 
 
 def load_pipeline(

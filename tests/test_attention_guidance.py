@@ -15,9 +15,9 @@ from worlds import scenes_folder
 
 from context_diffusion import ContextDiffusion, Request
 from context_diffusion.alignment.aligner import style_aligned
-from context_diffusion.alignment.guidance import GUIDED_BRANCHES
 from context_diffusion.alignment.inversion import ddim_invert
 from context_diffusion.alignment.trajectory import Trajectory, describe_model
+from context_diffusion.guidance import GUIDED_BRANCHES
 from context_diffusion.pipelines import as_pipeline
 
 OFF = {"adain_queries": False, "adain_keys": False, "share_attention": False}

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import normalized_weights
+from ..guidance import check_branches, guidance_branches, running_call, without_compilation
 from .blending import BLENDS, blend_trajectories
-from .guidance import check_branches, guidance_branches, running_call, without_compilation
 from .processors import (
     SharedGroupNorm,
     Sharing,

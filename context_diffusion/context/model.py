@@ -170,8 +170,6 @@ class ContextDiffusion:
             pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
             pipe.set_progress_bar_config(disable=not progress)
             inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
-            if plans[0].controlnet is not None and self.model.guided_control:
-                inputs["guess_mode"] = True
             if callback is not None:
                 inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
             images = pipe(

@@ -1,4 +1,4 @@
-"""Which rows of a U-Net's batch belong to which branch of guidance, as the running pipeline stacks them.
+"""Which rows of a network's batch belong to which branch of guidance, as the running pipeline stacks them.
 
 Classifier-free guidance (Ho and Salimans 2022, eq. 6) needs a prediction with the prompt and one without it. Most
 diffusers pipelines stack both branches in one batch; modular pipelines call the U-Net once for each. The tensors do
@@ -37,10 +37,10 @@ class Call(NamedTuple):
     method: str
 
 
-def running_call(unet: nn.Module) -> Call | None:
-    """Find the innermost call of a diffusers pipeline that holds this very U-Net, or ``None`` in a loop of one's own.
+def running_call(network: nn.Module) -> Call | None:
+    """Find the innermost call of a diffusers pipeline with this very U-Net or ControlNet; ``None`` in your own loop.
 
-    A pipeline passes nothing of itself to its U-Net, so the frames of the call are searched for it.
+    A pipeline passes nothing of itself to its networks, so the frames of the call are searched for it.
     """
     from diffusers import DiffusionPipeline, ModularPipeline
 
@@ -49,7 +49,7 @@ def running_call(unet: nn.Module) -> Call | None:
         if frame.f_code.co_varnames[:1] == ("self",):
             local = frame.f_locals
             owner = local.get("self")
-            if isinstance(owner, DiffusionPipeline | ModularPipeline) and _holds(owner, unet):
+            if isinstance(owner, DiffusionPipeline | ModularPipeline) and _holds(owner, network):
                 if isinstance(local, dict):  # a copy before Python 3.13, and kept: it would hold on to the residuals
                     local.clear()
                 return Call(owner, frame.f_code.co_qualname)
@@ -106,6 +106,9 @@ def _guider_branch(guider) -> str:
     return "cond" if guider.is_conditional else "uncond"
 
 
-def _holds(pipe, unet: nn.Module) -> bool:
-    theirs = getattr(pipe, "unet", None)
-    return theirs is not None and without_compilation(theirs) is without_compilation(unet)
+def _holds(pipe, network: nn.Module) -> bool:
+    """Whether this is the pipeline's U-Net or one of its ControlNets."""
+    controlnet = getattr(pipe, "controlnet", None)
+    several = getattr(controlnet, "nets", ())  # of a MultiControlNetModel
+    parts = (getattr(pipe, "unet", None), controlnet, *several)
+    return any(part is not None and without_compilation(part) is without_compilation(network) for part in parts)
