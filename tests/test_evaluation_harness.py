@@ -49,6 +49,7 @@ def _short_sweeps(monkeypatch):
     monkeypatch.setattr(control_scales, "SCALES", (0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_short_sweeps")
 @pytest.mark.parametrize("name", harness.PAPERS)
 def test_one_set_or_query_makes_a_whole_report(tmp_path, name):
@@ -63,6 +64,7 @@ def test_one_set_or_query_makes_a_whole_report(tmp_path, name):
     assert "nan" not in (tmp_path / "out" / f"{name}-scores.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_JUDGE)
 def test_an_offline_score_makes_a_whole_report(tmp_path, name):
     assert evaluate(tmp_path, judged_folder(), name, "--quick") == 0
@@ -70,6 +72,7 @@ def test_an_offline_score_makes_a_whole_report(tmp_path, name):
     assert found["pictures"] or name == "clip"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_short_sweeps")
 @pytest.mark.parametrize("xl", [False, True])
 def test_a_plain_pipeline_is_scored_by_what_can_be_had(tmp_path, xl, capsys):
@@ -100,6 +103,7 @@ def test_what_a_protocol_needs_and_cannot_have_is_said_before_anything_is_drawn(
     assert said.count("not run.") == 1 and not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_short_sweeps")
 @pytest.mark.parametrize("xl", [False, True])
 def test_a_pipeline_with_adapter_and_controlnet_is_measured_like_any_other(tmp_path, xl):

@@ -1,6 +1,6 @@
-"""Music by hand: tempo, mode, brightness and the like from the samples, and the nearest class mean over them.
+"""Music measured by hand: tempo, mode, brightness and the like from the samples, and the nearest class mean of them.
 
-What a listener would measure without learning anything but averages: the baseline that a learned model has to beat.
+Nothing is learned but averages: the baseline that a learned model has to beat.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 HOP, WINDOW, LONG = 160, 1024, 8192  # samples at 16 kHz: 10 ms, 64 ms; 0.5 s for pitch
 SLOWEST, FASTEST = 50.0, 190.0  # beats per minute
 USUAL, OCTAVES = 100.0, 1.0  # the prior on tempo: log-normal around 100 with a standard deviation of one octave
-# How well each pitch class fits a key, from C (Krumhansl and Kessler 1982, probe tones).
+# How well each pitch class, from C, fits the key of C (Krumhansl and Kessler 1982, probe tones).
 MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 FEATURES = (
@@ -48,17 +48,17 @@ def hand_features(samples: Float[np.ndarray, " samples"], rate: int) -> Float[np
 
 
 def onset_strength(samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " frames"]:
-    """How much louder each frame of 10 ms is than the last but one: rises of the log spectrum, averaged."""
+    """How much louder each frame of 10 ms is than the one before the last: the mean rise of the log spectrum."""
     return _rises(_spectra(samples, WINDOW, HOP))
 
 
 def estimate_tempo(samples: Float[np.ndarray, " samples"], rate: int) -> float:
-    """Beats per minute: the likeliest period of the onsets, by autocorrelation under a prior (as Ellis 2007)."""
+    """Beats per minute: the likeliest period of the onsets, by autocorrelation under a prior (Ellis 2007)."""
     return _tempo(onset_strength(samples), rate)
 
 
 def chroma(samples: Float[np.ndarray, " samples"], rate: int) -> Float[np.ndarray, " 12"]:
-    """How much of each pitch class sounds, from C, summing to 1: amplitudes from 60 Hz to 1.6 kHz."""
+    """The share of each pitch class, from C, in the amplitudes from 60 Hz to 1.6 kHz."""
     spectrum = np.sqrt(_spectra(samples, LONG, LONG // 4)).sum(axis=0)
     hertz = np.fft.rfftfreq(LONG, 1 / rate)
     heard = (hertz > 60) & (hertz < 1600)
@@ -78,7 +78,7 @@ def key_fits(tones: Float[np.ndarray, " 12"]) -> tuple[Float[np.ndarray, " 12"],
 
 @dataclass(frozen=True)
 class NearestMean:
-    """The class whose mean is nearest, in units of the spread within the classes (Mahalanobis)."""
+    """Finds the class whose mean is nearest, in units of the spread within the classes (Mahalanobis distance)."""
 
     means: Float[np.ndarray, "classes features"]
     whitening: Float[np.ndarray, "features features"]
@@ -87,7 +87,7 @@ class NearestMean:
     def fit(
         cls, features: Float[np.ndarray, "n features"], labels: Sequence[int] | Int[np.ndarray, " n"]
     ) -> "NearestMean":
-        """Take means, and the pooled covariance C within the classes; the whitening W has W W^T = C^-1."""
+        """Compute the means, and from the pooled covariance C within the classes the whitening W, W W^T = C^-1."""
         labels = np.asarray(labels)
         means = np.stack([features[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
         within = np.cov((features - means[labels]).T) + 1e-9 * np.eye(features.shape[1])

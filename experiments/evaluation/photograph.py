@@ -1,7 +1,7 @@
-"""A photograph of a picture: seen at a slant, unevenly lit, a little out of focus, noisy, and stored as JPEG.
+"""A photograph of a picture: seen at an angle, unevenly lit, a little out of focus, noisy, and stored as JPEG.
 
-In this order, as it happens in front of, in and behind a lens; light is added up and dimmed in linear intensities, not
-in the values of a file (IEC 61966-2-1). Nothing but the picture is in the frame.
+In this order, as it happens in front of, in and behind a lens. Light is added and dimmed as linear intensity, not in
+the values of a file (IEC 61966-2-1). The picture fills the frame.
 """
 
 import io
@@ -23,10 +23,16 @@ FRAME = 256  # pixels, the side of a photograph: twice that of a scene
 class Camera:
     """Where the frame's corners lie on the picture, and what light, lens, sensor and file do to it.
 
-    ``corners`` are top left, top right, bottom right and bottom left, in units of the picture's sides. ``falloff`` is
-    the share of light missing at the dark end, ``towards`` the direction of that end in radians. ``blur`` is the
-    deviation of a Gaussian in pixels of the photograph; ``noise`` the sensor's for white, in units of white; it grows
-    with the root of the light (photons are counted). The default camera is perfect.
+    The default camera is perfect.
+
+    Args:
+        corners: top left, top right, bottom right and bottom left, in units of the picture's sides.
+        falloff: the share of light that is missing at the dark end.
+        towards: the direction of the dark end, in radians.
+        blur: standard deviation of a Gaussian, in pixels of the photograph.
+        noise: standard deviation of the sensor's noise where the picture is white, in units of white. It grows with the
+            square root of the light, because photons are counted.
+        quality: of the JPEG, at most 95.
     """
 
     corners: tuple[tuple[float, float], ...] = ((0, 0), (1, 0), (1, 1), (0, 1))
@@ -34,7 +40,7 @@ class Camera:
     towards: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
-    quality: int = 95  # of the JPEG, of 95
+    quality: int = 95
 
     @classmethod
     def draw(cls, seed: int) -> "Camera":
@@ -49,7 +55,7 @@ class Camera:
         return cls(corners, float(falloff), float(towards), float(blur), float(noise), int(generator.integers(60, 86)))
 
     def __call__(self, picture: ImageLike, seed: int = 0) -> Image.Image:
-        """Take a photograph of :data:`FRAME` pixels a side; ``seed`` is that of the noise."""
+        """Take a photograph, :data:`FRAME` pixels square; ``seed`` is that of the noise."""
         light = linear(np.asarray(load_image(picture), dtype=np.float64) / 255)
         light = slanted(light, self.corners) * lamp(self.falloff, self.towards)
         if self.blur:
@@ -62,14 +68,14 @@ class Camera:
 
 
 def photographed(picture: ImageLike, seed: int) -> Image.Image:
-    """Photograph a picture with the camera, and the noise, of a seed; always the same for the same seed."""
+    """Photograph a picture with the camera and the noise of a seed; the same seed gives the same photograph."""
     return Camera.draw(seed)(picture, seed)
 
 
 def slanted(picture: Pixels, corners: tuple[tuple[float, float], ...]) -> Float[np.ndarray, "rows columns 3"]:
-    """See by a pinhole camera: the projective map that takes the frame's corners to points of the picture.
+    """View a picture through a pinhole camera: the projective map that takes the frame's corners to its ``corners``.
 
-    Pixel centres lie half a pixel inside: (u, v) in units of the sides is at (u width - 1/2, v height - 1/2).
+    Pixel centres are half a pixel inside: (u, v) in units of the sides is at (u width - 1/2, v height - 1/2).
     """
     size = np.array(picture.shape[1::-1], dtype=np.float32)
     ends = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float32) * FRAME - 0.5
@@ -79,7 +85,7 @@ def slanted(picture: Pixels, corners: tuple[tuple[float, float], ...]) -> Float[
 
 
 def lamp(falloff: float, towards: float) -> Float[np.ndarray, "height width 1"]:
-    """Share of the light that reaches each pixel: 1 at one corner or edge, falling evenly to 1 - ``falloff``."""
+    """The share of light that reaches each pixel: 1 at one corner or edge, falling evenly to 1 - ``falloff``."""
     places = (np.arange(FRAME) + 0.5) / FRAME - 0.5
     along = places * np.cos(towards) + places[:, None] * np.sin(towards)
     reach = (abs(np.cos(towards)) + abs(np.sin(towards))) / 2

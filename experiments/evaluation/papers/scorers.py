@@ -55,10 +55,10 @@ class Scorers:
         """Mean cosine of DINO's class tokens, and mean palette distance, over the pairs of a set."""
         palettes = [palette_of(picture) for picture in pictures]
         first, second = zip(*itertools.combinations(palettes, 2), strict=True)
-        scores = {"palette distance": [float(palette_distances(first, second).mean())]}
+        scores = {}
         if "dino" in self.networks:
             scores["DINO"] = pairwise_scores([list(pictures)], self.networks["dino"].encode_images).tolist()
-        return scores
+        return scores | {"palette distance": [float(palette_distances(first, second).mean())]}
 
     def of_text(self, pictures: Sequence[Image.Image], **texts: Sequence[str]) -> dict[str, list[float]]:
         """Cosine of each picture with its text: ``"CLIP, object"`` for the texts named ``object``, and so on."""
@@ -73,11 +73,11 @@ class Scorers:
 
     def of_reference(self, pictures: Sequence[Image.Image], reference: Image.Image) -> dict[str, list[float]]:
         """Cosine of each picture with the reference, and distance of its palette from the reference's."""
-        scores = {"palette distance": palette_distances(pictures, palette_of(reference)).tolist()}
+        scores = {}
         if "dino" in self.networks:
             encode = self.networks["dino"].encode_images
             scores["DINO"] = reference_scores(list(pictures), [reference], encode)[:, 0].tolist()
-        return scores
+        return scores | {"palette distance": palette_distances(pictures, palette_of(reference)).tolist()}
 
     def of_content(
         self, pictures: Sequence[Image.Image], objects: Sequence[str], style: str, lent: Sequence[str | None]

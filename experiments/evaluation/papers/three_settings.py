@@ -58,6 +58,7 @@ class ContextSettings:
     def __init__(self, bench: Bench, *, count: int, seeds: int = 2) -> None:
         bench.need("controlnet-canny", "context_projector or ip-adapter")
         self.bench, self.count, self.seeds, self.scorers = bench, count, seeds, Scorers(bench, "judge")
+        self.outside = min(count, len(outside_queries()))
 
     def about(self) -> dict:
         """The model and the settings."""
@@ -72,7 +73,7 @@ class ContextSettings:
     def units(self) -> list[Unit]:
         """Every case in every setting; the few queries out of domain are drawn with several seeds."""
         inside = [Unit(s, i) for i in range(self.count) for s in names(IN)]
-        outside = range(min(self.count, len(outside_queries())))
+        outside = range(self.outside)
         return inside + [Unit(s, i, seed) for i in outside for seed in range(self.seeds) for s in names(OUT)]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
@@ -104,14 +105,14 @@ class ContextSettings:
         """The table, the claims, and a sheet of each domain."""
         rows = {setting: results.estimates(setting, SCORES) for domain in (IN, OUT) for setting in names(domain)}
         report = Report(notes=[
-            f"{self.count} unseen queries, and {len(outside_queries())} from elsewhere x {self.seeds} seeds; the query "
+            f"{self.count} unseen queries, and {self.outside} from elsewhere x {self.seeds} seeds; the query "
             f"is the unit; palette distance: of the picture from its three contexts; {self.bench.steps} steps",
             *self.scorers.notes(),
         ])  # fmt: skip
         report.add_table("scores", Table("Context Diffusion", rows, published("settings"), ("palette distance",)))
         report.claims = [claim for domain in (IN, OUT) for claim in claims(results, domain)]
-        for domain, key in ((IN, "inside"), (OUT, "outside")):
-            report.sheets[key] = sheet(results, domain, min(self.count, 10))
+        for domain, key, count in ((IN, "inside", self.count), (OUT, "outside", self.outside)):
+            report.sheets[key] = sheet(results, domain, min(count, 10))
         return report
 
 
