@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from worlds import hub_folder, judged_folder, scenes_folder
 
-from context_diffusion import ContextDiffusion
+from context_diffusion import ContextDiffusion, Request
+from context_diffusion.checkpoints import MODELS, Model
 from experiments.evaluation import harness
 from experiments.evaluation.bench import Bench
 from experiments.evaluation.papers import blends, control_scales, three_settings
@@ -142,17 +143,27 @@ def test_of_two_processes_each_does_its_own_offline_scores(tmp_path, monkeypatch
 def test_control_measures_the_models_own_controlnet(guided):
     bench = Bench(scenes_folder(), steps=2)
     bench.row = replace(bench.row, guided_control=guided)
-    drawn = control_scales.ControlScales(bench, count=1).draw(Unit("canny 1.5, plain", 0))
+    (drawn,) = control_scales.ControlScales(bench, count=1).draw(Unit("canny 1.5, plain", 0))
+    query, (_, style) = control_scales.query_of(0), control_scales.reference(0)
+    request = Request(query.image, (), f"a {query.scene.object}, {style} style", layout="canny", control_scale=1.5,
+                      seed=0, num_inference_steps=2)  # fmt: skip
     whole = ContextDiffusion.from_pretrained(scenes_folder())
-    model = ContextDiffusion(whole.pipeline, bench.row, whole.contexts)
-    query, style = control_scales.query_of(0), control_scales.reference(0)[1]
-    expected = model(
-        query.image, (), f"a {query.scene.object}, {style} style", layout="canny", control_scale=1.5, seed=0,
-        num_inference_steps=2, progress=False,
-    )  # fmt: skip
-    assert drawn[0].tobytes() == expected.tobytes()
-    other = ContextDiffusion(whole.pipeline, replace(bench.row, guided_control=not guided), whole.contexts)
-    assert other.draw([], progress=False) == []
+    pictures = {}
+    for kind in (guided, not guided):
+        model = ContextDiffusion(whole.pipeline, replace(bench.row, guided_control=kind), whole.contexts)
+        (pictures[kind],) = model.draw([request], progress=False)
+    assert drawn.tobytes() == pictures[guided].tobytes() != pictures[not guided].tobytes()
+
+
+def test_a_measurement_takes_no_fallback(tmp_path, monkeypatch, capsys):
+    model = Model(
+        "promised", str(hub_folder(control=True)), 32, 0, "MIT", parts={"ip-adapter": "owner/none"}, adapter_file="a/b"
+    )
+    monkeypatch.setitem(MODELS, "promised", model)
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert harness.main(["settings", "--model", "promised", "--limit", "1", *places]) == 1
+    assert "settings: not run. owner/none is not on this disk" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_a_folders_fingerprint_is_of_its_weights_and_settings(tmp_path):
