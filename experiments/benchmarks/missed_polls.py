@@ -18,7 +18,7 @@ from traitlets import Type
 from ..publishing.execution import SLICE, Execution, ImpatientChannel, ImpatientClient
 
 STALE = 0.1  # seconds
-CELLS = ("a = 1", "print(a + 1)", "import time\ntime.sleep(0.05)\na", "for i in range(5): print(i)")
+CELLS = ("a = 1", "print(a + 1)", "import time; time.sleep(0.003)", "for i in range(5): print(i, flush=True)") * 25
 seen = {"messages": 0, "missed": 0, "longest": 0.0}  # of this process
 
 
