@@ -68,8 +68,8 @@ class Bench:
         missing = [part for part in parts if not any(self.has(one) for one in part.split(" or "))]
         if missing:
             raise FileNotFoundError(
-                f"There is no {' and no '.join(missing)} beside {self.name}, as a folder such as `make train` builds "
-                f"for {DEFAULT}."
+                f"There is no {' and no '.join(missing)} beside {self.name}; `make train` builds such folders for "
+                f"{DEFAULT}."
             )
 
     def part(self, part: str) -> str:

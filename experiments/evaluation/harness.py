@@ -3,12 +3,13 @@
 python -m experiments.evaluation offline                      every score of the offline models -> figures/offline/
 python -m experiments.evaluation text context                 two of them
 python -m experiments.evaluation papers                       the papers' protocols -> figures/evaluation/
-python -m experiments.evaluation papers offline --quick       the least that proves they run, not to be quoted
+python -m experiments.evaluation papers offline --quick       just enough to prove that they run; do not quote it
 python -m experiments.evaluation style-sets --model sdxl --prompts hundred-styles
 torchrun --nproc-per-node 4 -m experiments.evaluation papers --model sdxl
 
-The offline scores take some ten minutes on two cores, the papers' protocols hours. These keep every picture and score
-in --work as it is made: interrupt them at any time and start them again.
+The offline scores take some ten minutes on two cores, the papers' protocols hours. The latter keep every picture and
+score in --work as it is made: interrupt them at any time, and the same command resumes. What a protocol needs and
+cannot have is said before it draws anything; the others still run.
 """
 
 import argparse
