@@ -58,7 +58,7 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     **options,
 ) -> DiffusionPipeline:
-    """Load a plain diffusers pipeline by name: text to image, on the GPU if there is one.
+    """Load a plain diffusers pipeline by name: text to image, on ``device``, by default the GPU if there is one.
 
     ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
     wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.

@@ -52,10 +52,11 @@ def style_aligned(
 
     Without ``references``, the first image of each batch is the reference for the others, and no ControlNet steers it
     unless ``control_reference=True``. With trajectories (:func:`ddim_invert`), every image is aligned with them.
-    ``blend`` combines several: "attention" (each keeps its keys and values, and the log of its weight is its score
-    shift), or "slerp" or "linear" (their latents are blended into one, which is inverted here). ``cache=True`` runs
-    the references once per step for all calls in the block; pass a :class:`ReferenceCache` to keep them longer.
-    ``changes`` are fields of :class:`StyleSettings`, such as ``score_shift=math.log(2)``.
+    ``blend`` combines several: "attention" (each keeps its keys and values, and the log of its share of ``weights`` is
+    its score shift), or "slerp" or "linear" (their latents are blended into one, which is inverted here).
+    ``cache=True`` runs the references once per step for all calls in the block; pass a :class:`ReferenceCache` to keep
+    them longer. ``settings`` say what is shared and how strongly, by default :class:`StyleSettings`; ``changes`` are
+    fields of it, such as ``score_shift=math.log(2)``.
 
     The pipeline that is running says how it stacks the branches of guidance and which scheduler it follows. In a loop
     of your own, ``branches`` says it, such as ("uncond", "cond"), and the scheduler is that of ``pipe``. Raises

@@ -54,12 +54,13 @@ def ddim_invert(
     height: int | None = None,
     width: int | None = None,
 ) -> Trajectory:
-    """Invert one or more pictures, all in one batch, along the time steps that the pipeline's scheduler visits.
+    """Invert one or more pictures, all in one batch, along the time steps that the scheduler of ``pipe`` visits.
 
     ``image`` is a picture or a list of them (cropped to ``height`` x ``width``, by default the size the model was
     made for); or ``latents`` are encoded ones (scaled, as the U-Net sees them). ``prompt`` describes the reference:
-    one for all, or one each. ``guidance_scale=1`` inverts without guidance, most accurately; StyleAligned (section 4)
-    uses 2. Each fixed-point iteration costs as many model calls as the inversion itself. Returns a :class:`Trajectory`
+    one for all, or one each; ``negative_prompt`` is what guidance leads away from. ``guidance_scale=1`` inverts
+    without guidance, most accurately; StyleAligned (section 4) uses 2. ``num_inference_steps`` are those of sampling.
+    Each of ``fixed_point_iterations`` costs as many model calls as the inversion itself. Returns a :class:`Trajectory`
     whose level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before work starts.
     """
     _check(pipe, image, latents, num_inference_steps, guidance_scale, fixed_point_iterations)

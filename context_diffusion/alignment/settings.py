@@ -9,14 +9,17 @@ from dataclasses import dataclass
 class StyleSettings:
     """What is shared with the reference, how strongly, in which layers and at which steps.
 
-    ``score_scale`` multiplies the scores of the reference's keys and ``score_shift`` is added to them (``math.log(2)``
-    makes each of its tokens count twice): one number, or one per reference. ``full_attention`` lets all images see
-    each other. ``layers`` is a fraction of the self-attention layers, evenly spaced (the paper tries 1, 0.5 and 0.1),
-    or words from their names, such as "up_blocks". Steps are counted from 0 over the whole schedule, ``last_step``
-    included. ``interpolate`` allows sampling at time steps between those of the reference's trajectory. Layer norms
-    are not shared: they act on one token at a time, so sharing them would change nothing. ``control_reference=True``
-    lets a ControlNet steer a reference that is the first image of its batch; otherwise its residuals are zero there
-    at every step, as in the StyleAligned authors' code. A reference from outside the batch is never steered.
+    Queries, keys and values take on the reference's moments where ``adain_queries``, ``adain_keys`` and
+    ``adain_values`` say so; ``share_attention`` lets every image attend to the reference, and ``share_group_norm``
+    shares the statistics of group norms. ``score_scale`` multiplies the scores of the reference's keys and
+    ``score_shift`` is added to them (``math.log(2)`` makes each of its tokens count twice): one number, or one per
+    reference. ``full_attention`` lets all images see each other. ``layers`` is a fraction of the self-attention layers,
+    evenly spaced (the paper tries 1, 0.5 and 0.1), or words from their names, such as "up_blocks". Steps are counted
+    from 0 over the whole schedule, from ``first_step`` to ``last_step``, both included. ``interpolate`` allows sampling
+    at time steps between those of the reference's trajectory. Layer norms are not shared: they act on one token at a
+    time, so sharing them would change nothing. ``control_reference=True`` lets a ControlNet steer a reference that is
+    the first image of its batch; otherwise its residuals are zero there at every step, as in the StyleAligned authors'
+    code. A reference from outside the batch is never steered.
     """
 
     adain_queries: bool = True
@@ -48,7 +51,7 @@ class StyleSettings:
         return (adain or self.share_attention or self.full_attention) and self.layers != 0
 
     def per_reference(self, name: str, count: int) -> tuple[float, ...]:
-        """``score_scale`` or ``score_shift`` of each of ``count`` references."""
+        """The setting called ``name`` (``score_scale`` or ``score_shift``) of each of ``count`` references."""
         value = getattr(self, name)
         values = (float(value),) * count if isinstance(value, int | float) else tuple(float(each) for each in value)
         if len(values) != count:

@@ -25,6 +25,8 @@ FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations
 class Trajectory:
     """Latents z_k of references, level by level, on the CPU, with the text they belong to.
 
+    ``latents`` are the levels, ``timesteps`` the time steps between them, and ``prompts``, ``negative_prompt``,
+    ``guidance_scale`` and ``fixed_point_iterations`` are what :func:`ddim_invert` was given.
     ``alphas`` are ``alpha_bar`` at each level (1 is clean, 0 pure noise); ``embeddings`` hold the text of each
     guidance branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference;
     ``model`` is what :func:`describe_model` says of the pipeline that made it.
@@ -96,11 +98,11 @@ class Trajectory:
         )
 
     def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references channels height width"]:
-        """The latents at a time step, found by its value.
+        """The latents at the time step whose value is ``timestep``.
 
-        If the step's ``alpha_bar`` is given, a step in between is interpolated: on a segment of the trajectory, DDIM
-        keeps one clean latent x and one noise e, so ``z = cos(phi) x + sin(phi) e`` with ``cos(phi)^2 = alpha_bar``,
-        and two levels give the third. Otherwise such a step raises ``ValueError``.
+        If the step's ``alpha_bar`` is given as ``alpha``, a step in between is interpolated: on a segment of the
+        trajectory, DDIM keeps one clean latent x and one noise e, so ``z = cos(phi) x + sin(phi) e`` with ``cos(phi)^2
+        = alpha_bar``, and two levels give the third. Otherwise such a step raises ``ValueError``.
         """
         near = (self.timesteps - float(timestep)).abs().argmin()
         if (self.timesteps[near] - float(timestep)).abs() < 1e-3:

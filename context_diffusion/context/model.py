@@ -33,7 +33,8 @@ class ContextDiffusion:
     >>> image = model("query.png", ["a.png", "b.png"], "a boat", seed=0)  # doctest: +SKIP
 
     ``pipeline`` is the plain diffusers pipeline: load a LoRA into it, swap its scheduler, read its config, align the
-    style of what it draws (:func:`context_diffusion.style_aligned`).
+    style of what it draws (:func:`context_diffusion.style_aligned`). ``model`` is its row of the table of models, and
+    ``contexts`` is how context images act.
     """
 
     def __init__(self, pipeline, model: Model, contexts: Contexts):
@@ -138,10 +139,12 @@ class ContextDiffusion:
         callback_on_step_end: Callable | None = None,
         progress: bool = True,
     ) -> list[Image.Image]:
-        """Draw one picture for each request; a picture does not depend on the others, beyond rounding.
+        """Draw one picture for each of ``requests``; a picture does not depend on the others, beyond rounding.
 
         Requests that a pipeline can draw together (same size, steps, guidance, layout, ...) are drawn in batches of up
-        to ``batch_size``. All are checked before any is drawn; raises as :meth:`__call__` does.
+        to ``batch_size``; in a ``style_aligned`` block without references, the first picture of each batch is the
+        reference. All are checked before any is drawn; raises as :meth:`__call__` does. ``callback_on_step_end`` and
+        ``progress`` are as there.
         """
         check_count("batch_size", batch_size)
         checked = [check_request(request, self.pipeline, self.model) for request in requests]

@@ -47,7 +47,8 @@ class Transcriber:
     def from_pretrained(
         cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu", **options
     ) -> "Transcriber":
-        """Load ``"tiny-fusion"`` (offline), ``"whisper"`` (hub), or a Whisper by its folder or repository id.
+        """Load ``"tiny-fusion"`` (offline), ``"whisper"`` (hub), or a Whisper by its folder or repository id, onto
+        ``device``.
 
         ``options`` are ``language`` and ``task``. Raises ``ValueError`` for an unknown name, ``FileNotFoundError``
         if the weights cannot be found.
