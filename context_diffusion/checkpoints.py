@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -204,7 +205,7 @@ def dtype_keyword(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if numbers >= (0, 42) else "torch_dtype": dtype}
 
 
-def load_part(kind: type, location: str, dtype: torch.dtype | None = torch.float32, **options):
+def load_part(kind: type[Any], location: str, dtype: torch.dtype | None = torch.float32, **options):
     """Load ``kind.from_pretrained(location)`` from safetensors; say in one sentence what is missing if it fails.
 
     ``dtype=None`` is for what has no weights: tokenizers and image processors.

@@ -183,10 +183,10 @@ def _load(asked: argparse.Namespace, query: str | Path | None, contexts: Sequenc
     from .images import load_image
 
     pictures = [load_image(path) for path in contexts]
-    query = None if query is None else load_image(query)
+    layout = None if query is None else load_image(query)
     from .context import ContextDiffusion
 
-    return ContextDiffusion.from_pretrained(asked.model, device=asked.device), query, pictures
+    return ContextDiffusion.from_pretrained(asked.model, device=asked.device), layout, pictures
 
 
 def _common(asked: argparse.Namespace) -> dict:

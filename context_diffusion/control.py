@@ -58,7 +58,7 @@ class DepthEstimator:
 
         folder = Path(name)
         if (folder / "config.json").is_file():
-            location = str(folder)
+            location: str | None = str(folder)
         else:
             model = find_model(name)
             location = find_part(model, "depth") or (None if Path(model.location).is_dir() else str(name))

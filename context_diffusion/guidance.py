@@ -8,6 +8,7 @@ not tell: the second of two rows may be a second image, or the first image witho
 
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -44,7 +45,7 @@ def running_call(network: nn.Module) -> Call | None:
     """
     from diffusers import DiffusionPipeline, ModularPipeline
 
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_varnames[:1] == ("self",):
             local = frame.f_locals

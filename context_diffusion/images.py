@@ -32,7 +32,7 @@ class NormalizedImage(Tensor):
     Arithmetic on it returns plain tensors: a changed image must not claim statistics that are no longer its own.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # its stub lacks `func`
     statistics: Tensor
 
     @staticmethod
@@ -48,7 +48,7 @@ class NormalizedImage(Tensor):
     def __reduce_ex__(self, protocol) -> tuple:
         return NormalizedImage.build, (self.as_subclass(Tensor).clone(), self.statistics)
 
-    def __repr__(self, **_) -> str:
+    def __repr__(self, *, tensor_contents=None):  # no hints: mypy forgets the keywords of double-underscore methods
         mean, std = rearrange(self.statistics, "(moments rgb) -> moments rgb", moments=2).tolist()
         rounded = [[round(value, 3) for value in row] for row in (mean, std)]
         return f"NormalizedImage({tuple(self.shape)}, mean={rounded[0]}, std={rounded[1]})"
@@ -66,6 +66,13 @@ def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, NormalizedImage):
         return to_pil(denormalize(source))
     return read_image(source, max_pixels=max_pixels)
+
+
+def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """Make a list of one image, or of a sequence of them; an array or a tensor is one image."""
+    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        return [images]
+    return list(images)
 
 
 def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> Image.Image:

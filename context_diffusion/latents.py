@@ -28,7 +28,8 @@ def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]
     """Take the size a pipeline was trained for, or the one asked for if its VAE can halve it."""
     trained = pipe.unet.config.sample_size
     trained = trained if isinstance(trained, int) else trained[0]
-    size = tuple(trained * pipe.vae_scale_factor if side is None else side for side in (width, height))
+    side = trained * pipe.vae_scale_factor
+    size = (side if width is None else width, side if height is None else height)
     check_size(*size, multiple=math.lcm(8, pipe.vae_scale_factor))
     return size
 
@@ -83,15 +84,14 @@ def conditions(
     unknown = [branch for branch in branches if branch not in embeddings]
     if unknown:
         raise ValueError(f"The trajectory has no text embedding for the guidance branch {unknown[0]!r}.")
-    texts, pooled = (
-        torch.cat([embeddings[prefix + branch] for branch in branches]).to(like)
-        if prefix + "cond" in embeddings
-        else None
-        for prefix in ("", "pooled_")
-    )
-    if pooled is None:
-        return texts, None
-    return texts, {"text_embeds": pooled, "time_ids": embeddings["time_ids"].repeat(len(branches), 1).to(like)}
+
+    def joined(prefix: str) -> Tensor:
+        return torch.cat([embeddings[prefix + branch] for branch in branches]).to(like)
+
+    if "pooled_cond" not in embeddings:
+        return joined(""), None
+    sizes = embeddings["time_ids"].repeat(len(branches), 1).to(like)
+    return joined(""), {"text_embeds": joined("pooled_"), "time_ids": sizes}
 
 
 def alpha_at(scheduler, timestep: float) -> float:

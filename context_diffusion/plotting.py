@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .files import written_whole
-from .images import ImageLike, load_image
+from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
 
 STYLE = {
@@ -48,7 +48,7 @@ def show(
     It takes anything that is an image, and draws 2-d maps (edges, depth) in grey. ``width`` is in inches per picture.
     Returns the figure, without opening a window; a notebook shows it as the value of its cell.
     """
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    images = listed(images)
     titles, captions = (
         _one_each(texts, len(images), what) for texts, what in ((titles, "title"), (captions, "caption"))
     )

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .fusion.sound import Recording, Sound, read_sound
 from .widgets import has_kernel
@@ -34,7 +35,8 @@ class Recorder:
     """
 
     def __init__(self, default: Recording | Sound, draw: Callable[[Recording | Sound], object] | None = None):
-        self.recording, self.draw, self.box = default, draw, None
+        self.recording, self.draw = default, draw
+        self.box: Any = None  # the ipywidgets.VBox, where there is a kernel
         used = Path(default).name if isinstance(default, (str, os.PathLike)) else "the default"
         if not has_kernel():
             print(f"Without a kernel there is nothing to record with: using {used}.")

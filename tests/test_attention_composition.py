@@ -89,7 +89,7 @@ def kept_of(**conditions) -> list[torch.Tensor]:
     kept = ReferenceCache()
     with style_aligned(everything(), references=inverted(), cache=kept):
         out = draw_everything(**conditions)
-    return [out, *(tensor for step in kept._kept.values() for layer in step.values() for tensor in layer.tensors())]
+    return [out, *(tensor for step in kept._kept.values() for layer in step.values() for tensor in layer)]
 
 
 def test_no_control_and_no_adapter_image_reaches_the_reference():

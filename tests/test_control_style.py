@@ -124,7 +124,7 @@ def test_no_residual_reaches_a_reference_from_outside(xl):
         with style_aligned(pipe, references=trajectory, cache=cache):
             out = steered(pipe, seed, scale=scale)
         layers = (layer for step in cache._kept.values() for layer in step.values())
-        kept[seed, *scale] = [out, *(tensor for layer in layers for tensor in layer.tensors())]
+        kept[seed, *scale] = [out, *(tensor for layer in layers for tensor in layer)]
     (first, *same), *others = kept.values()
     assert same
     for out, *tensors in others:

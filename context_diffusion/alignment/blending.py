@@ -23,8 +23,8 @@ def linear(
     vectors: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float] | None = None
 ) -> Float[Tensor, "*shape"]:
     """The weighted mean ``sum_i w_i v_i``, the weights divided by their sum."""
-    stacked, weights = _rows(vectors, weights)
-    return _like(weights @ stacked, vectors[0])
+    stacked, normalized = _rows(vectors, weights)
+    return _like(normalized @ stacked, vectors[0])
 
 
 def slerp(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
@@ -65,13 +65,13 @@ def weighted_slerp(
     vectors has no effect, and two vectors give :func:`slerp`. Zero vectors count towards the norm only. Raises
     ``ValueError`` if the directions cancel out, as those of opposite vectors do.
     """
-    stacked, weights = _rows(vectors, weights)
-    stacked, weights = stacked[weights > 0], weights[weights > 0]
+    stacked, normalized = _rows(vectors, weights)
+    stacked, normalized = stacked[normalized > 0], normalized[normalized > 0]
     norms, directions = _directions(stacked)
     keep = norms > 0
     if keep.sum() < 2:
-        return _like(weights @ stacked, vectors[0])
-    directions, shares = directions[keep], weights[keep] / weights[keep].sum()
+        return _like(normalized @ stacked, vectors[0])
+    directions, shares = directions[keep], normalized[keep] / normalized[keep].sum()
     mean = shares @ directions
     if mean.norm() < TOLERANCE:
         raise ValueError(
@@ -90,7 +90,7 @@ def weighted_slerp(
         mean = mean / mean.norm()
         if size < 1e-13:
             break
-    return _like((weights @ norms) * mean, vectors[0])
+    return _like((normalized @ norms) * mean, vectors[0])
 
 
 BLENDS: dict[str, Callable] = {"linear": linear, "slerp": weighted_slerp}

@@ -156,7 +156,8 @@ def _by_concatenation(query, key, value, references, heads, first_target, full) 
         row = torch.cat([query.new_full((length,), shift) for shift, length in zip(shifts, lengths, strict=True)])
         row = row.view(1, 1, 1, -1)
     queries = rearrange(query[:, first_target:], "b targets t c -> (b targets) t c")
-    out = F.scaled_dot_product_attention(*(_heads(x, heads) for x in (queries, keys, values)), attn_mask=row)
+    q, k, v = (_heads(x, heads) for x in (queries, keys, values))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=row)
     out = rearrange(out, "(b targets) heads t d -> b targets t (heads d)", b=branches)
     if not first_target:
         return out

@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from ..images import ImageLike
+from ..images import ImageLike, listed
 from ..latents import alpha_at, conditions, encode_images, encode_prompts
 from .processors import is_style_aligned
 from .reference_pass import without_ip_adapter
@@ -68,7 +68,7 @@ def ddim_invert(
     velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
     _check_levels(levels, velocity)
     if latents is None:
-        latents = encode_images(pipe, image if isinstance(image, list | tuple) else [image], width, height)
+        latents = encode_images(pipe, [] if image is None else listed(image), width, height)
     latents = latents if latents.ndim == 4 else latents[None]
     latents = latents.to(pipe._execution_device, torch.float32)
     rows, columns = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
@@ -197,7 +197,7 @@ def output_predictor(pipe, embeddings: dict[str, Tensor], guidance_scale: float)
         with without_ip_adapter(unet):  # a reference is what its prompt and its pixels say
             output = unet(rows, time, encoder_hidden_states=texts, added_cond_kwargs=added, return_dict=False)[0]
         outputs = rearrange(output.to(z.dtype), "(branches refs) ... -> branches refs ...", branches=len(branches))
-        return outputs[0] if guidance_scale == 1 else torch.lerp(*outputs, guidance_scale)
+        return outputs[0] if guidance_scale == 1 else torch.lerp(outputs[0], outputs[1], guidance_scale)
 
     return predict
 

@@ -19,33 +19,13 @@ from .settings import StyleSettings
 
 PLAIN = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 
+# What a layer keeps of the references, (branches, references, ...): attention its key and value and the moments of its
+# query; a group norm its moments.
+Kept = tuple[Tensor, ...]
+
 
 class ReferenceDone(Exception):
     """The references have passed their last shared layer: the rest of the pass would be thrown away."""
-
-
-@dataclass
-class KeptLayer:
-    """What one layer keeps of the references, (branches, references, tokens, channels)."""
-
-    key: Features | None = None
-    value: Features | None = None
-    query_moments: Moments | None = None
-    group_moments: Moments | None = None
-
-    def tensors(self) -> list[Tensor]:
-        """All that is kept, for counting bytes."""
-        pairs = [*(self.query_moments or ()), *(self.group_moments or ())]
-        return [tensor for tensor in (self.key, self.value, *pairs) if tensor is not None]
-
-    def to(self, device: torch.device) -> "KeptLayer":
-        """The same on another device."""
-
-        def moved(pair: Moments | None) -> Moments | None:
-            return None if pair is None else Moments(*(x.to(device, non_blocking=True) for x in pair))
-
-        key, value = (x if x is None else x.to(device, non_blocking=True) for x in (self.key, self.value))
-        return KeptLayer(key, value, moved(self.query_moments), moved(self.group_moments))
 
 
 @dataclass
@@ -62,7 +42,7 @@ class Sharing:
     last_layer: str = ""
     phase: Literal["off", "reference", "targets"] = "off"
     branches: int = 1
-    kept: dict[str, KeptLayer] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scales, shifts = (
@@ -71,21 +51,19 @@ class Sharing:
         logs = [math.log(weight) if weight > 0 else -math.inf for weight in self.weights.tolist()]
         self.shifts = tuple(shift + log for shift, log in zip(shifts, logs, strict=True))
 
-    def keep(self, layer: str, **what) -> None:
+    def keep(self, layer: str, *tensors: Tensor) -> None:
         """Keep something of the references; end their pass after the last layer."""
-        kept = self.kept.setdefault(layer, KeptLayer())
-        for name, value in what.items():
-            setattr(kept, name, value)
+        self.kept[layer] = tensors
         if layer == self.last_layer:
             raise ReferenceDone
 
     def references(self, key: Features, value: Features) -> list[Reference]:
         """Key and value of the references as attention wants them: joined if all count alike, otherwise one by one."""
         if len({*zip(self.scales, self.shifts, strict=True)}) == 1:
-            joined = (
+            keys, values = (
                 rearrange(x, "branches refs tokens channels -> branches (refs tokens) channels") for x in (key, value)
             )
-            return [Reference(*joined, self.scales[0], self.shifts[0])]
+            return [Reference(keys, values, self.scales[0], self.shifts[0])]
         rows = zip(key.unbind(1), value.unbind(1), self.scales, self.shifts, strict=True)
         return [Reference(*row) for row in rows]
 
@@ -93,7 +71,7 @@ class Sharing:
 class StyleAlignedProcessor:
     """Self-attention with AdaIN and shared keys and values; outside a shared step, the processor it replaced."""
 
-    def __init__(self, layer: str | None = None, inner=None, sharing: Sharing | None = None):
+    def __init__(self, layer: str = "", inner=None, sharing: Sharing | None = None):
         if sharing is None:  # diffusers' IP-Adapter loader rebuilds every processor by calling its class
             raise RuntimeError("Load or unload an IP-Adapter outside the style_aligned block, not inside it.")
         self.layer, self.inner, self.sharing = layer, inner, sharing
@@ -119,7 +97,7 @@ class StyleAlignedProcessor:
         features = rearrange(hidden_states, "(branches images) ... -> branches images ...", branches=sharing.branches)
         query, key, value = (project(features) for project in (attn.to_q, attn.to_k, attn.to_v))
         if sharing.phase == "reference":
-            sharing.keep(self.layer, key=key, value=value, query_moments=moments(query))
+            sharing.keep(self.layer, key, value, *moments(query))
             out = shared_attention(query, key, value, heads=attn.heads)
         else:
             out = self._aligned(query, key, value, attn.heads)
@@ -132,16 +110,17 @@ class StyleAlignedProcessor:
         if settings.full_attention and sharing.row_zero:  # no image is the reference, so nobody's statistics are taken
             return shared_attention(query, key, value, heads=heads, full=True)
         if sharing.row_zero:
-            kept = KeptLayer(key[:, :1], value[:, :1], moments(query[:, :1]))
+            kept_key, kept_value, of_query = key[:, :1], value[:, :1], moments(query[:, :1])
         else:
-            kept = sharing.kept[self.layer]
-        references = sharing.references(kept.key, kept.value) if settings.share_attention else []
+            kept_key, kept_value, *pair = sharing.kept[self.layer]
+            of_query = Moments(*pair)
+        references = sharing.references(kept_key, kept_value) if settings.share_attention else []
         if settings.adain_queries:
-            query = self._adain(query, kept.query_moments)
+            query = self._adain(query, of_query)
         if settings.adain_keys:
-            key = self._adain(key, moments(kept.key))
+            key = self._adain(key, moments(kept_key))
         if settings.adain_values:
-            value = self._adain(value, moments(kept.value))
+            value = self._adain(value, moments(kept_value))
         first, full = int(sharing.row_zero), settings.full_attention
         return shared_attention(query, key, value, references, heads=heads, first_target=first, full=full)
 
@@ -179,12 +158,12 @@ class SharedGroupNorm:
         centred = grouped - mean.to(features.dtype)
         own = Moments(mean, centred_variance(centred, dim=-1))
         if sharing.phase == "reference":
-            sharing.keep(self.layer, group_moments=own)
+            sharing.keep(self.layer, *own)
             return self.original(features)
         if sharing.row_zero:
             style = Moments(*(x[:, :1] for x in own))
         else:
-            style = mix_moments(sharing.kept[self.layer].group_moments, sharing.weights)
+            style = mix_moments(Moments(*sharing.kept[self.layer]), sharing.weights)
         var = (own.var + style.var) / 2 + (own.mean - style.mean) ** 2 / 4
         scale = (var + norm.eps).rsqrt()
         moved = centred + ((own.mean - style.mean) / 2).to(features.dtype)  # minus the common mean

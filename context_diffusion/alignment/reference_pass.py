@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..latents import alpha_at, conditions
-from .processors import KeptLayer, ReferenceDone, Sharing
+from .processors import Kept, ReferenceDone, Sharing
 from .trajectory import Trajectory
 
-Layers = dict[str, KeptLayer]
+Layers = dict[str, Kept]
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
 
 
@@ -114,7 +114,7 @@ class ReferenceCache:
         parts = (trajectory.latents, trajectory.timesteps, *trajectory.embeddings.values())
         digest = hashlib.blake2b()
         for part in parts:
-            digest.update(part.contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
         owner = (id(unet), digest.hexdigest())
         if owner != self._owner:
             self._kept, self._owner, self.device = {}, owner, None
@@ -122,17 +122,15 @@ class ReferenceCache:
     def get(self, key: tuple, device: torch.device) -> Layers:
         """What was kept under ``key``, on ``device``."""
         layers = self._kept[key]
-        return layers if self.device == device else {name: kept.to(device) for name, kept in layers.items()}
+        return layers if self.device == device else _moved(layers, device)
 
     def put(self, key: tuple, layers: Layers, steps: int) -> None:
         """Keep ``layers`` wherever ``steps`` times as much fits."""
-        where = next(iter(layers.values())).tensors()[0].device
+        where = next(iter(layers.values()))[0].device
         if self.device is None:
             self.device = _roomy_device(where, steps * _bytes(layers))
         if self.device.type != "meta":
-            self._kept[key] = (
-                layers if self.device == where else {n: kept.to(self.device) for n, kept in layers.items()}
-            )
+            self._kept[key] = layers if self.device == where else _moved(layers, self.device)
 
 
 @contextmanager
@@ -190,7 +188,11 @@ def single_timestep(timestep: Tensor | float) -> float:
 
 
 def _bytes(layers: Layers) -> int:
-    return sum(tensor.nbytes for kept in layers.values() for tensor in kept.tensors())
+    return sum(tensor.nbytes for kept in layers.values() for tensor in kept)
+
+
+def _moved(layers: Layers, device: torch.device) -> Layers:
+    return {name: tuple(x.to(device, non_blocking=True) for x in kept) for name, kept in layers.items()}
 
 
 def _roomy_device(device: torch.device, needed: int) -> torch.device:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import Model, find_part, load_part, not_on_disk
+from ..checkpoints import Model, load_part, not_on_disk
 from ..encoders import average_embeddings, vision_inputs
 from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
 from ..latents import encode_images
@@ -141,7 +141,7 @@ class TokenContexts(Contexts):
         }
         if self.held_below is None or not from_noise or not hasattr(pipe.scheduler, "alphas_cumprod"):
             return embeddings
-        colour = self.colour(pipe, requests)
+        colour = HeldColour(self.colour(pipe, requests), self.held_below)
         width, height = (side // pipe.vae_scale_factor for side in requests[0].size)
         shape = pipe.unet.config.in_channels, height, width
         noise = torch.stack([torch.randn(shape, generator=request.generator) for request in requests])
@@ -149,7 +149,7 @@ class TokenContexts(Contexts):
         return embeddings | {"latents": latents, "callback_on_step_end": colour}
 
     @torch.inference_mode()
-    def colour(self, pipe, requests: Sequence[CheckedRequest]) -> HeldColour:
+    def colour(self, pipe, requests: Sequence[CheckedRequest]) -> Float[Tensor, "images channels 1 1"]:
         """Average each request's contexts' latents over their pixels and over the contexts."""
 
         def mean(request: CheckedRequest) -> Float[Tensor, " channels"]:
@@ -157,7 +157,7 @@ class TokenContexts(Contexts):
             return average_embeddings(latents.mean(dim=(2, 3)), request.weights)
 
         means = torch.stack(once(requests, _by_contexts, mean))
-        return HeldColour(rearrange(means, "images channels -> images channels 1 1"), self.held_below)
+        return rearrange(means, "images channels -> images channels 1 1")
 
 
 class AdapterContexts(Contexts):
@@ -167,11 +167,10 @@ class AdapterContexts(Contexts):
         self.scale = scale
 
     @classmethod
-    def load(cls, pipe, model: Model) -> "AdapterContexts":
-        """Load the part ``ip-adapter`` of a model into ``pipe``: a folder beside it, or the table's repository."""
-        root = find_part(model, "ip-adapter")
-        if model.adapter_file:
-            subfolder, name = model.adapter_file.rsplit("/", 1)
+    def load(cls, pipe, root: str, file: str = "") -> "AdapterContexts":
+        """Load an IP-Adapter into ``pipe``: the one in the folder ``root``, or ``file`` in the repository ``root``."""
+        if file:
+            subfolder, name = file.rsplit("/", 1)
             encoder = "models/image_encoder"
         else:
             names = sorted(path.name for path in Path(root).glob("*.safetensors"))

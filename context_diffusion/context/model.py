@@ -56,9 +56,9 @@ class ContextDiffusion:
         contexts: Contexts = ColourContexts()
         if (Path(model.location) / "context_projector").is_dir():
             contexts = TokenContexts.load(model, pipe.device, pipe.unet.dtype)
-        elif find_part(model, "ip-adapter"):
+        elif root := find_part(model, "ip-adapter"):
             try:
-                contexts = AdapterContexts.load(pipe, model)
+                contexts = AdapterContexts.load(pipe, root, model.adapter_file)
             except FileNotFoundError as error:
                 warnings.warn(f"{error} Until then contexts act by colour alone.", stacklevel=2)
         return cls(pipe, model, contexts)
@@ -113,21 +113,21 @@ class ContextDiffusion:
         check_count("num_images", num_images)
         if seed is not None and generator is not None:
             raise ValueError("Give seed or generator, not both.")
-        listed = list(generator) if isinstance(generator, Sequence) else None
-        if listed is not None and len(listed) != num_images:
-            raise ValueError(f"Give one generator for each image: {num_images} image(s), {len(listed)} generator(s).")
-        seeds = [None] * num_images if listed else image_seeds(seed, generator, num_images)
+        seeds: Sequence[int | None]
+        if isinstance(generator, Sequence):
+            seeds, drawers = [None] * num_images, list(generator)
+        else:
+            seeds = drawn = image_seeds(seed, generator, num_images)
+            drawers = [torch.Generator().manual_seed(each) for each in drawn]
+        if len(drawers) != num_images:
+            raise ValueError(f"Give one generator for each image: {num_images} image(s), {len(drawers)} generator(s).")
         request = Request(
             query_image, context_images, prompt, negative_prompt=negative_prompt, layout=layout,
             control_scale=control_scale, weights=weights, strength=strength, num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, seed=seeds[0], generator=listed[0] if listed else None, height=height,
-            width=width,
+            guidance_scale=guidance_scale, generator=drawers[0], height=height, width=width,
         )  # fmt: skip
         checked = check_request(request, self.pipeline, self.model)
-        requests = [
-            replace(checked, seed=seeds[i], generator=listed[i] if listed else torch.Generator().manual_seed(seeds[i]))
-            for i in range(num_images)
-        ]
+        requests = [replace(checked, seed=own, generator=of) for own, of in zip(seeds, drawers, strict=True)]
         images = self._draw(requests, callback_on_step_end, progress)
         return images if num_images > 1 else images[0]
 
@@ -165,7 +165,7 @@ class ContextDiffusion:
         """Draw a batch of one kind, in the one place that draws: plan, encode the contexts, run the pipeline."""
         first = requests[0]
         if first.returns_query:
-            images = [resize(request.query, request.size) for request in requests]
+            images = [resize(request.query, request.size) for request in requests if request.query is not None]
         else:
             plans = once(requests, lambda request: (id(request.query), *map(id, request.contexts)), self._plan)
             image_to_image = plans[0].start is not None

@@ -47,10 +47,10 @@ class QueryPlanner:
         layout = request.layout
         if layout is None and find_part(self.model, "controlnet-canny") is not None:
             layout = "canny"
-        if request.query is None or layout not in CONTROLS:
+        if request.query is None or layout is None or layout not in CONTROLS:
             return None, None
         try:
-            return self._controlnet(layout), self._map(layout, request)
+            return self._controlnet(layout), self._map(layout, resize(request.query, request.size))
         except FileNotFoundError as error:
             if request.layout is not None:
                 raise
@@ -62,9 +62,8 @@ class QueryPlanner:
             self._controlnets[kind] = load_controlnet(self.model, kind, self.pipe.unet.dtype)
         return self._controlnets[kind].to(self.pipe._execution_device)
 
-    def _map(self, layout: str, request: CheckedRequest) -> Image.Image:
-        """Draw the control map of the query at the size of the picture to be."""
-        query = resize(request.query, request.size)
+    def _map(self, layout: str, query: Image.Image) -> Image.Image:
+        """Draw the control map of the query, which has the size of the picture to be."""
         if layout == "canny":
             return control_image(canny_map(query))
         if self._depth is None:

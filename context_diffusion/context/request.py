@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from ..control import CONTROLS, LAYOUTS
 from ..fusion import FusedPrompt, Source, fuse_prompts
 from ..images import ImageLike, load_image
 from ..latents import generators, picture_size
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
         check_number("strength", request.strength, 0, 1)
     for name, text in (("prompt", prompt), ("negative prompt", request.negative_prompt)):
         warn_if_cut(text, pipe.tokenizer, name)
-    (seed,) = image_seeds(request.seed, None, 1) if request.generator is None else (None,)
+    seed, generator = None, request.generator
+    if generator is None:
+        (seed,) = image_seeds(request.seed, None, 1)
+        (generator,) = generators(seed, 1)
     return CheckedRequest(
         query,
         contexts,
@@ -113,7 +119,7 @@ def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
         ),
         check_number("guidance_scale", _either(request.guidance_scale, model.guidance_scale), 0),
         seed,
-        request.generator or generators(seed, 1)[0],
+        generator,
         picture_size(pipe, request.width, request.height),
     )
 
@@ -139,8 +145,9 @@ def as_list(images: object) -> list:
         return []
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return list(images) if images.ndim == 4 else [images]
-    single = isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable)
-    return [images] if single else list(images)
+    if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
+        return [images]
+    return list(images)
 
 
 def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -> str:
@@ -176,5 +183,5 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return normalized_weights(weights, count, "context image") if count or weights is not None else ()
 
 
-def _either(asked: float | None, own: float) -> float:
+def _either(asked: Number | None, own: Number) -> Number:
     return own if asked is None else asked

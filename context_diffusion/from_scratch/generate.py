@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoints import find_model
-from ..images import ImageLike, to_pil, to_tensor
+from ..images import ImageLike, listed, to_pil, to_tensor
 from .autoencoder import Autoencoder
 from .sampling import Context, State, denoise, draw_noise, make_generators
 from .schedulers import Scheduler
@@ -102,7 +102,7 @@ def latent_shape(model: StableDiffusion, height: int, width: int) -> tuple[int, 
 
 def images_to_tensor(images: Pictures) -> Float[Tensor, "batch 3 height width"]:
     """Pictures of one size as a tensor in [-1, 1]."""
-    pixels = [to_tensor(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+    pixels = [to_tensor(image) for image in listed(images)]
     if len(sizes := {tuple(picture.shape[1:]) for picture in pixels}) != 1:
         raise ValueError(f"The images of a batch must have one size; got heights and widths {sorted(sizes)}.")
     return torch.stack(pixels) * 2 - 1

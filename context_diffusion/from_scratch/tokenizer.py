@@ -12,6 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -80,7 +81,7 @@ class Tokenizer:
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer folder: either ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``."""
         folder = Path(folder)
-        settings = {}
+        settings: dict[str, Any] = {}
         for name in ("tokenizer_config.json", "special_tokens_map.json"):  # the second file has the last word
             if (folder / name).exists():
                 settings |= json.loads((folder / name).read_text("utf-8"))
@@ -95,7 +96,8 @@ class Tokenizer:
             raise FileNotFoundError(
                 f"A tokenizer folder holds tokenizer.json, or vocab.json and merges.txt; {folder} holds neither."
             )
-        pairs = [tuple(merge.split()) if isinstance(merge, str) else tuple(merge) for merge in merges]
+        halves = (merge.split() if isinstance(merge, str) else merge for merge in merges)
+        pairs = [(first, second) for first, second in halves]
         names = {"start": "bos_token", "end": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
         special = {ours: settings[theirs] for ours, theirs in names.items() if settings.get(theirs)}
         special = {name: token["content"] if isinstance(token, dict) else token for name, token in special.items()}

@@ -8,6 +8,7 @@ Every residual block hears the time t; every transformer looks at the prompt.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -210,7 +211,7 @@ class UNet(nn.Module):
             norm_num_groups, norm_eps, time_width, cross_attention_dim,
         )  # fmt: skip
         self.sample_size, self.in_channels, self.context_width = sample_size, in_channels, cross_attention_dim
-        self.waves = {"width": widths[0], "flip_sin_to_cos": flip_sin_to_cos, "freq_shift": freq_shift}
+        self.waves: dict[str, Any] = {"width": widths[0], "flip_sin_to_cos": flip_sin_to_cos, "freq_shift": freq_shift}
         self.time_embedding = TimeEmbedding(widths[0], time_width)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down, skips = plan.way_down(down_block_types)

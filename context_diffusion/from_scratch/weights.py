@@ -64,7 +64,7 @@ NAMES = [
 ]
 NOT_WEIGHTS = ("position_ids",)  # 0, 1, 2, ..., saved as if they had been learned
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, type[schedulers.Scheduler]] = {
     "DDIMScheduler": schedulers.DDIM,
     "DDPMScheduler": schedulers.DDPM,
     "EulerDiscreteScheduler": schedulers.Euler,
@@ -106,7 +106,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 def read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of several safetensors files, in one dictionary."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
             tensors |= load_file(path)

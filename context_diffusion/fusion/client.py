@@ -55,16 +55,15 @@ def get_json(
     not understand the question or answers with anything but a JSON object, ``ConnectionError`` otherwise.
     """
     patience = patience or Patience()
-    for attempt in range(patience.retries + 1):
-        answer = _attempt(who, url, parameters, secret, patience.timeout)
-        if not isinstance(answer, _Failure):
-            return answer
+    attempt = 0
+    while isinstance(answer := _attempt(who, url, parameters, secret, patience.timeout), _Failure):
         wait = patience.backoff * 2**attempt if answer.wait is None else answer.wait
         if not answer.again or attempt == patience.retries or wait > patience.longest:
-            break
+            attempts = f" ({attempt + 1} attempts)" if attempt else ""
+            raise answer.kind(_without(secret, answer.sentence + attempts + "."))
         time.sleep(wait)
-    attempts = f" ({attempt + 1} attempts)" if attempt else ""
-    raise answer.kind(_without(secret, answer.sentence + attempts + "."))
+        attempt += 1
+    return answer
 
 
 def _attempt(who: str, url: str, parameters: Mapping, secret: str, timeout: float) -> dict | _Failure:

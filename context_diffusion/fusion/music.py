@@ -146,7 +146,7 @@ class MusicSource:
             tagger = _loaded(str(self.model))
             sound = read_sound(self.recording, tagger.rate, rate=self.rate)
         source = f"music in {sound.name}"
-        if sound.silent:
+        if tagger is None or sound.silent:
             return Description("", 0.0, source, sound.notes)
         if self.descriptions is not None:
             best, sure = likeliest(tagger(sound, list(self.descriptions)), list(self.descriptions))

@@ -92,8 +92,8 @@ def fuse_prompts(
     >>> print(fuse_prompts(["a boat, neon style", "rain, neon style"], [1, 3], max_tokens=77))
     rain, neon style, a boat
     """
-    alone = isinstance(sources, (str, Source))
-    descriptions = [as_description(source, number) for number, source in enumerate([sources] if alone else sources)]
+    listed = [sources] if isinstance(sources, (str, Source)) else sources
+    descriptions = [as_description(source, number) for number, source in enumerate(listed)]
     if not descriptions:
         raise ValueError("A prompt needs at least one source: a string, a picture, the weather, ...")
     check_template(template, len(descriptions))
@@ -128,7 +128,8 @@ def shares_of(descriptions: Sequence[Description], weights: Iterable[float] | No
 
 def without_repetition(said: Said, shares: Sequence[float], before: str = "") -> Said:
     """Mark the phrases that add nothing to what more important sources, or the text ``before``, already say."""
-    heard, kinds, marked = set(meanings(before)), set(), {}
+    heard, kinds = set(meanings(before)), set()
+    marked: Said = {}
     for number, phrases in said.items():
         marked[number] = []
         for phrase in phrases:

@@ -84,13 +84,13 @@ def read_sound(
 
 def check_rate(rate: object) -> int:
     """Return a sampling rate as a whole number of Hz; raise ``ValueError`` for anything else."""
-    number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if not number or not math.isfinite(rate) or rate != int(rate) or not RATES[0] <= rate <= RATES[1]:
+    number = float(rate) if isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool) else math.nan
+    if not number.is_integer() or not RATES[0] <= number <= RATES[1]:
         raise ValueError(
             f"A sampling rate is a whole number of Hz from {RATES[0]:,} to {RATES[1]:,}, given as (samples, rate) or "
             f"rate=; got {rate!r:.40}."
         )
-    return int(rate)
+    return int(number)
 
 
 def resampled(samples: Float32[np.ndarray, " samples"], rate: int, target: int) -> Float32[np.ndarray, " others"]:
@@ -148,7 +148,7 @@ def _from_file(file: Path, longest: float) -> tuple[Float32[np.ndarray, "samples
         ) from error
 
 
-def _channels(samples: ArrayLike) -> np.ndarray:
+def _channels(samples: object) -> np.ndarray:
     """Bring samples to the shape (samples, channels), or raise an error that says what is wrong with them."""
     try:
         array = np.asarray(samples)

@@ -67,7 +67,7 @@ class WeatherSource:
         if self.recorded is not None:
             weather, origin = read_weather(self.recorded), f"recorded in {Path(self.recorded).name}"
         else:
-            weather, origin = read_weather(fetch_weather(self.place, self.provider, self.patience)), "now"
+            weather, origin = read_weather(fetch_weather(check_place(self.place), self.provider, self.patience)), "now"
         where = weather.place or str(self.place or "an unnamed place")
         measured = f"{weather.words('open')}, {weather.celsius:.1f} degrees Celsius"
         return Description(
@@ -81,15 +81,15 @@ def fetch_weather(place: Place, provider: str = "openweathermap", patience: Pati
     Raises ``ValueError`` for an invalid place or key, ``PermissionError`` for a key that is refused, ``TimeoutError``
     or ``ConnectionError`` if no answer arrives; no message shows the key.
     """
-    service, named = _provider(provider), isinstance(check_place(place), str)
+    service, named = _provider(provider), check_place(place)
     if service.places:
-        latitude, longitude = _coordinates(service, place, patience) if named else place
+        latitude, longitude = _coordinates(service, named, patience) if isinstance(named, str) else named
         fields = {"current": "temperature_2m,weather_code,is_day", "daily": "sunrise,sunset", "forecast_days": 1}
         where = {"latitude": latitude, "longitude": longitude, "timezone": "auto", "timeformat": "unixtime"}
         return get_json(service.name, service.url, where | fields, patience=patience)
     key = api_key()
-    where = {"q": place} if named else {"lat": place[0], "lon": place[1]}
-    question = where | {"units": "metric", "appid": key}
+    place_asked = {"q": named} if isinstance(named, str) else {"lat": named[0], "lon": named[1]}
+    question = place_asked | {"units": "metric", "appid": key}
     return get_json(service.name, service.url, question, secret=key, patience=patience)
 
 
@@ -106,7 +106,7 @@ def api_key() -> str:
     return key
 
 
-def check_place(place: Place) -> Place:
+def check_place(place: object) -> Place:
     """Return a place if it is a name, or a latitude in [-90, 90] and a longitude in [-180, 180]."""
     if isinstance(place, str) and 0 < len(place.strip()) <= 100:
         return place
@@ -131,4 +131,5 @@ def _coordinates(service: Provider, place: str, patience: Patience | None) -> tu
     answer = get_json(service.name, service.places, {"name": place, "count": 1}, patience=patience)
     if not answer.get("results"):
         raise ValueError(f"{service.name} knows no place {place!r}; try its English name or (latitude, longitude).")
-    return tuple(number_at(answer, service.name, "results", 0, axis) for axis in ("latitude", "longitude"))
+    latitude, longitude = (number_at(answer, service.name, "results", 0, axis) for axis in ("latitude", "longitude"))
+    return latitude, longitude

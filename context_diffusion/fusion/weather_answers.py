@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .client import MAX_BYTES
 from .weather_words import (
@@ -88,15 +88,16 @@ def _read_openweathermap(answer: Mapping) -> Weather:
     day = isinstance(sky, str) and sky.endswith("d")
     kind, words = _condition(code, OPENWEATHERMAP, name)
     light = _light(answer.get("dt"), answer.get("sys"), day)
-    place = answer.get("name") if isinstance(answer.get("name"), str) else ""
-    return Weather(kind, words, _celsius(number_at(answer, name, "main", "temp"), name), light, name, place)
+    celsius, place = _celsius(number_at(answer, name, "main", "temp"), name), answer.get("name")
+    return Weather(kind, words, celsius, light, name, place if isinstance(place, str) else "")
 
 
 def _read_open_meteo(answer: Mapping) -> Weather:
     name = NAMES[1]
     kind, words = _condition(number_at(answer, name, "current", "weather_code"), OPEN_METEO, name)
-    daily = answer.get("daily") if isinstance(answer.get("daily"), Mapping) else {}
-    first = {key: values[0] for key, values in daily.items() if isinstance(values, list) and values}
+    daily = answer.get("daily")
+    days = daily.items() if isinstance(daily, Mapping) else ()
+    first = {key: values[0] for key, values in days if isinstance(values, list) and values}
     light = _light(answer["current"].get("time"), first, answer["current"].get("is_day") == 1)
     return Weather(kind, words, _celsius(number_at(answer, name, "current", "temperature_2m"), name), light, name)
 
@@ -110,8 +111,9 @@ def _condition(code: float, codes: Codes, name: str) -> tuple[str, str]:
 
 def _light(now: object, sun: object, day: bool) -> str:
     """Find the light from the times of sunrise and sunset; if the sun does neither, trust the answer's ``day``."""
-    times = [now, *(sun.get(key) if isinstance(sun, Mapping) else None for key in ("sunrise", "sunset"))]
-    if all(isinstance(time, (int, float)) and 0 < time < 1e11 for time in times) and times[1] != times[2]:
+    told = [now, *(sun.get(key) if isinstance(sun, Mapping) else None for key in ("sunrise", "sunset"))]
+    times = [time for time in told if isinstance(time, (int, float)) and 0 < time < 1e11]
+    if len(times) == 3 and times[1] != times[2]:
         return light_word(*times)
     return "day" if day else "night"
 
@@ -126,7 +128,7 @@ def _celsius(value: float, name: str) -> float:
 
 def number_at(answer: object, name: str, *path: str | int) -> float:
     """Follow a path into an answer to a finite number, or raise ``ValueError`` that says where it is missing."""
-    value = answer
+    value: Any = answer
     for step in path:
         try:
             value = value[step]

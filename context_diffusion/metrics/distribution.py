@@ -82,10 +82,9 @@ def frechet_distance(
     of the jackknife over 20 blocks of each side; ``n`` counts the generated pictures.
     """
     first, second = (_moments(side, encode, batch_size) for side in (generated, real))
-    if first.origin.shape != second.origin.shape:
-        raise ValueError(
-            f"Both sides need features of the same width; they have {len(first.origin)} and {len(second.origin)}."
-        )
+    (_, width), (_, other_width) = first.sums.shape, second.sums.shape
+    if width != other_width:
+        raise ValueError(f"Both sides need features of the same width; they have {width} and {other_width}.")
     whole = [_mean_and_root(*side.gaussian()) for side in (first, second)]
     influences = []
     for side, other in ((first, whole[1]), (second, whole[0])):
@@ -96,8 +95,9 @@ def frechet_distance(
 
 
 def _moments(side: object, encode: Encoder | None, batch_size: int) -> FeatureMoments:
-    moments = side
-    if not isinstance(side, FeatureMoments):
+    if isinstance(side, FeatureMoments):
+        moments = side
+    else:
         moments = FeatureMoments()
         for batch in embeddings(side, encode, batch_size=batch_size):
             moments.update(batch)
@@ -144,7 +144,8 @@ def kernel_distance(
     """
     if subset_size < 3:
         raise ValueError(f"subset_size is at least 3 (1000 is usual); got {subset_size}.")
-    values, sizes, pulls = [], [], ([], [])
+    values, sizes = [], []
+    pulls: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sides = [_subsets(embeddings(side, encode, batch_size=batch_size), subset_size) for side in (generated, real)]
     for x, y in itertools.zip_longest(*sides):
         if x is None or y is None:

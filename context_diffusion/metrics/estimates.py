@@ -88,9 +88,9 @@ def estimate_rate(events: Iterable[bool | np.bool_], sets: Iterable[Hashable] | 
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). With ``sets``, n is the effective number of independent
     pictures, p(1-p)/SE^2, kept between the number of sets and the number of pictures.
     """
-    events = [float(bool(event)) for event in events]
-    mean = estimate_mean(events, sets, resamples=1)
-    p, size = mean.value, float(len(events))
+    ones = [float(bool(event)) for event in events]
+    mean = estimate_mean(ones, sets, resamples=1)
+    p, size = mean.value, float(len(ones))
     if mean.n < size:  # pictures come in sets: how many independent pictures would have this standard error?
         spread = p * (1 - p)
         effective = spread / mean.standard_error**2 if mean.n > 1 and spread > 0 and mean.standard_error > 0 else 0.0

@@ -46,6 +46,9 @@ class Palette:
     spread: float
 
 
+Targets = Palette | Image.Image | str | os.PathLike | Iterable[object]
+
+
 def srgb_to_lab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
     """Convert 8-bit sRGB to CIELAB, white point D65: L* in [0, 100], a* and b* within about 110 of 0.
 
@@ -132,7 +135,7 @@ def _transport(rows: int, columns: int) -> sparse.csr_array:
     return sparse.csr_array(sparse.vstack([leaves, reaches]))[:-1]
 
 
-def palette_distances(images: Iterable[object], targets: object, *, colors: int = COLORS) -> Float[np.ndarray, " n"]:
+def palette_distances(images: Iterable[object], targets: Targets, *, colors: int = COLORS) -> Float[np.ndarray, " n"]:
     """The earth mover's distance from each entry's palette to its target's, in Delta E*ab (1976).
 
     An entry on either side is a picture, a set of pictures (a list, or a tensor (m, 3, h, w)), or a :class:`Palette`. A
@@ -140,8 +143,10 @@ def palette_distances(images: Iterable[object], targets: object, *, colors: int 
     """
     if isinstance(targets, (Palette, Image.Image, str, os.PathLike)):
         targets = itertools.repeat(_as_palette(targets, colors))
-    distances, missing = [], object()
+    distances: list[float] = []
+    missing = object()
     endless = isinstance(targets, itertools.repeat)
+    pairs: Iterable[tuple[object, object]]
     pairs = zip(images, targets) if endless else itertools.zip_longest(images, targets, fillvalue=missing)  # noqa: B905
     for entry, target in pairs:
         if entry is missing or target is missing:
@@ -152,7 +157,7 @@ def palette_distances(images: Iterable[object], targets: object, *, colors: int 
 
 def palette_distance(
     images: Iterable[object],
-    targets: object,
+    targets: Targets,
     *,
     sets: Iterable[Hashable] | None = None,
     colors: int = COLORS,

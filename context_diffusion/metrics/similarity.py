@@ -84,7 +84,7 @@ def pairwise_scores(
 
     def close() -> None:
         nonlocal running, count
-        if count < 2:
+        if running is None or count < 2:
             raise ValueError(f"Set {len(totals)} has {count} picture(s); a pair needs at least two.")
         totals.append(float(running @ running - count) / (count * (count - 1)))
         running, count = None, 0
@@ -133,7 +133,7 @@ def pairwise_similarity(images: object, encode: Encoder | None = None, *, batch_
         sums.index_add_(0, torch.from_numpy(blocks), units)
         np.add.at(counts, blocks, 1)
     n = int(counts.sum())
-    if n < 2:
+    if sums is None or n < 2:
         raise ValueError(f"A pair needs at least two pictures; there are {n}.")
 
     total = sums.sum(dim=0)

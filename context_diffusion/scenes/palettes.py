@@ -29,7 +29,8 @@ def draw_palette(family: str, generator: np.random.Generator) -> np.ndarray:
 def _readability(palette: np.ndarray) -> float:
     """The distance, in RGB, from the object's colour to those around it; beyond 0.5 more does not help."""
     sky, _, near, main, accent, *_ = palette
-    return min(0.5, np.linalg.norm(main - sky), np.linalg.norm(main - near), 1.5 * np.linalg.norm(main - accent))
+    to_sky, to_near, to_accent = (float(np.linalg.norm(main - colour)) for colour in (sky, near, accent))
+    return min(0.5, to_sky, to_near, 1.5 * to_accent)
 
 
 def _draw_once(family: str, generator: np.random.Generator) -> np.ndarray:
