@@ -158,7 +158,10 @@ def find_model(name: str | Path = DEFAULT) -> Model:
             raise FileNotFoundError(f"The offline model {text!r} is not at {model.location}; `make train` builds it.")
         return model
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
+        row = next((model for model in MODELS.values() if folder.resolve() == Path(model.location).resolve()), None)
+        if row is not None:  # the folder of a row is that row: its ControlNets and scales come along
+            return row
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline saved by save_pretrained.")
         return Model(text, str(folder), _resolution(folder), vram_gb=0, licence="see its model card")

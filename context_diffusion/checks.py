@@ -2,25 +2,27 @@
 
 import difflib
 import math
+import numbers
 import re
 from collections.abc import Iterable
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
     """Return ``value`` if it is finite and in [low, high]; else say what the range is."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a number, not {value!r}.")
-    if not math.isfinite(value) or not low <= value <= high:
+    number = value if isinstance(value, int) else float(value)  # numpy's numbers become Python's
+    if not math.isfinite(number) or not low <= number <= high:
         wanted = f"between {low:g} and {high:g}" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be finite and {wanted}; got {value}.")
-    return value
+    return number
 
 
-def check_count(name: str, value: int, high: float = math.inf) -> int:
-    """Return ``value`` if it is a whole number of at least 1 and at most ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_count(name: str, value: object, high: float = math.inf, low: int = 1) -> int:
+    """Return ``value`` if it is a whole number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is a whole number, not {value!r}.")
-    return int(check_number(name, value, 1, high))
+    return int(check_number(name, int(value), low, high))
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> str:

@@ -11,11 +11,14 @@ import argparse
 from pathlib import Path
 
 import torch
+from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from .checkpoints import DEFAULT
 from .files import written_whole
-from .images import resize, to_tensor
+from .images import resize
+from .latents import encode_images, picture_size
+from .metrics.inputs import batched
 from .pipelines import load_pipeline
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -95,12 +98,11 @@ def finetune(
 @torch.no_grad()
 def encode(pipe, files: list[Path], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (2n, channels, h, w) of the pictures, then of their mirror images; text embeddings (2n, tokens, dim)."""
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = torch.stack([to_tensor(resize(file, size)) * 2 - 1 for file in files])
-    pixels = torch.cat([pixels, pixels.flip(3)]).to(pipe.vae.device, pipe.vae.dtype)
-    latents = torch.cat([pipe.vae.encode(chunk).latent_dist.mean for chunk in pixels.split(16)])
+    pictures = [resize(file, picture_size(pipe, None, None)) for file in files]
+    pictures += [ImageOps.mirror(picture) for picture in pictures]
+    latents = torch.cat([encode_images(pipe, chunk) for chunk in batched(pictures, 16)]).to(pipe.unet.dtype)
     text, _ = pipe.encode_prompt(captions + captions, pipe.device, 1, False)
-    return latents * pipe.vae.config.scaling_factor, text
+    return latents, text
 
 
 def _descend(pipe, latents, text, steps, batch_size, learning_rate, seed, progress):

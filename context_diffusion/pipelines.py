@@ -11,27 +11,31 @@ from .checkpoints import DEFAULT, Model, find_device, find_model, find_part, loa
 from .guidance import guidance_branches, running_call
 
 
-class GuidedControlNet(ControlNetModel):
-    """A ControlNet in the branch with the prompt alone, so that guidance amplifies it as it does the prompt.
+class GuidedForward:
+    """The forward pass of a ControlNet in the branch with the prompt alone, so that guidance amplifies it as a prompt.
 
     Of the two ways in Zhang et al. 2023, section 3.4 ("classifier-free guidance resolution weighting"), the one that
     adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. The pipeline that is running
     says which rows have the prompt; the others get zeros. diffusers calls that ``guess_mode``, and weakens the upper
     residuals there down to a tenth; at the small guidance scale of the offline model nothing needs weakening, so here
-    they stay whole, with that switch or without it.
+    they stay whole. With ``guess_mode=True`` all rows are taken to have the prompt, as diffusers passes them then.
+
+    It takes the place of ``network.forward``. The network is still diffusers' ``ControlNetModel``: what saves, loads or
+    switches pipelines knows it.
     """
 
-    def forward(self, *inputs, guess_mode: bool = False, return_dict: bool = True, **named):
-        """As in :class:`diffusers.ControlNetModel`; raises ``ValueError`` where nothing says which rows are which."""
-        call = running_call(self)
-        if guess_mode or (call is not None and guidance_branches(call) == ("cond",)):  # all rows have the prompt
-            return super().forward(*inputs, guess_mode=False, return_dict=return_dict, **named)
-        if call is None:
+    def __init__(self, network: ControlNetModel):
+        self.network, self.forward = network, network.forward
+
+    def __call__(self, *inputs, guess_mode: bool = False, return_dict: bool = True, **named):
+        """As the network's own; raises ``ValueError`` where nothing says which rows have the prompt."""
+        call = running_call(self.network)
+        if call is None and not guess_mode:
             raise ValueError(
                 "No diffusers pipeline is calling this guided ControlNet, so the rows with the prompt are unknown: "
-                "pass those rows alone with guess_mode=True, or load it as diffusers' ControlNetModel."
+                "pass those rows alone with guess_mode=True, or load it by ControlNetModel.from_pretrained."
             )
-        branches = guidance_branches(call)
+        branches = ("cond",) if guess_mode else guidance_branches(call)
         rows = len(inputs[0] if inputs else named["sample"])
 
         def with_prompt(given):
@@ -40,11 +44,12 @@ class GuidedControlNet(ControlNetModel):
             per_row = isinstance(given, torch.Tensor) and given.ndim > 0 and len(given) == rows
             return given.chunk(len(branches))[branches.index("cond")] if per_row else given
 
-        down, mid = super().forward(*map(with_prompt, inputs), return_dict=False, **with_prompt(named))
-
         def for_all(residual: torch.Tensor) -> torch.Tensor:
             return torch.cat([residual if branch == "cond" else torch.zeros_like(residual) for branch in branches])
 
+        if branches == ("cond",):
+            return self.forward(*inputs, return_dict=return_dict, **named)
+        down, mid = self.forward(*map(with_prompt, inputs), return_dict=False, **with_prompt(named))
         down, mid = tuple(map(for_all, down)), for_all(mid)
         return ControlNetOutput(down, mid) if return_dict else (down, mid)
 
@@ -83,15 +88,17 @@ def load_pipeline(
 
 
 def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetModel:
-    """Load the ControlNet ``kind`` ("canny", "depth") of a model, of the kind that the model's row of the table says.
+    """Load the ControlNet ``kind`` ("canny", "depth") of a model; guided, where the model's row of the table says so.
 
     Raises ``ValueError`` where the model has none, ``FileNotFoundError`` where its weights cannot be had.
     """
     location = find_part(model, f"controlnet-{kind}")
     if location is None:
         raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
-    of = GuidedControlNet if model.guided_control else ControlNetModel
-    return load_part(of, location, dtype).eval().requires_grad_(False)
+    network = load_part(ControlNetModel, location, dtype).eval().requires_grad_(False)
+    if model.guided_control:
+        network.forward = GuidedForward(network)
+    return network
 
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:

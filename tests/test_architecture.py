@@ -14,7 +14,12 @@ PLAN = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGES = ("context_diffusion", "experiments")
 TEXTBOOK_MAY = {"images", "checkpoints", "checks", "from_scratch"}
 KNOW_DIFFUSERS_INSIDE = {"pipelines", "latents", "alignment"}
-EXPORTED = {"diffusers", "diffusers.configuration_utils", "diffusers.utils"}  # documented for use outside diffusers
+EXPORTED = {
+    "diffusers",
+    "diffusers.callbacks",
+    "diffusers.configuration_utils",
+    "diffusers.utils",
+}  # documented for use outside diffusers
 
 
 def module_of(path: Path) -> str:

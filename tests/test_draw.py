@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from worlds import hub_folder, scenes_folder
 
 from context_diffusion import ContextDiffusion, Request
+from context_diffusion.checks import check_count, check_number
 from context_diffusion.context.contexts import Contexts
 
 QUERY = Image.new("RGB", (32, 32), "navy")
@@ -122,3 +123,79 @@ def test_every_way_of_contexts_offers_the_same_methods():
     for kind in Contexts.__subclasses__():
         for method in ("kind", "inputs", "start"):
             assert signature(getattr(kind, method)) == signature(getattr(Contexts, method)), (kind, method)
+
+
+def test_requests_that_share_a_generator_are_refused_and_so_is_what_is_no_request():
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    shared = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="a generator of its own"):
+        model.draw([Request(prompt="a cat", generator=shared), Request(prompt="a boat", generator=shared)])
+    with pytest.raises(TypeError, match=r"draw takes requests, such as cd\.Request.*'a cat'"):
+        model.draw(iter(["a cat"]))
+    (one,) = model.draw(Request(prompt="a cat", seed=3, **STEPS), progress=False)
+    assert far(one, model(prompt="a cat", seed=3, progress=False, **STEPS)) == 0
+
+
+def test_pictures_of_equal_bytes_and_other_sizes_are_other_contexts():
+    model = ContextDiffusion.from_pretrained(hub_folder(adapter=True), device="cpu")
+    model.contexts.scale = 1.0
+    tall = Image.effect_noise((32, 128), 90).convert("RGB")
+    wide = Image.frombytes("RGB", (128, 32), tall.tobytes())
+    requests = [Request(None, [context], "a cat", seed=1, **STEPS) for context in (tall, wide)]
+    for request, picture in zip(requests, model.draw(requests, progress=False), strict=True):
+        assert far(picture, alone(model, request)) <= 1
+
+
+def test_less_than_one_step_from_the_contexts_colours_returns_them():
+    model = ContextDiffusion.from_pretrained(hub_folder(), device="cpu")
+    mean = model(None, [REDS[0]], strength=0.1, progress=False, **STEPS)
+    assert far(mean, REDS[0].resize((32, 32), Image.Resampling.BICUBIC)) <= 64 and mean.info["prompt"] == ""
+
+
+def test_numbers_of_numpy_are_numbers_and_none_says_nothing():
+    assert check_count("seed", np.int64(3), low=0) == 3 and check_number("scale", np.float32(3), 0) == 3
+    with pytest.raises(TypeError, match="seed is a whole number, not 1.5"):
+        check_count("seed", 1.5, low=0)
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    plain = model(prompt="a cat", seed=3, progress=False, **STEPS)
+    assert far(plain, model(prompt="a cat", negative_prompt=None, seed=3, progress=False, **STEPS)) == 0
+
+
+def test_diffusers_own_callbacks_see_the_tensors_they_ask_for():
+    from diffusers.callbacks import PipelineCallback
+
+    class Look(PipelineCallback):
+        tensor_inputs = ("latents", "prompt_embeds")
+        seen = ()
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.seen = (*self.seen, sorted(callback_kwargs))
+            return callback_kwargs
+
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    look = Look(cutoff_step_ratio=1.0)
+    drawn = model(None, REDS, "a cat", seed=3, callback_on_step_end=look, progress=False, **STEPS)
+    assert look.seen == (["latents", "prompt_embeds"],) * 2
+    assert far(drawn, model(None, REDS, "a cat", seed=3, progress=False, **STEPS)) == 0
+
+
+def test_the_folder_of_a_row_is_that_row():
+    from context_diffusion.checkpoints import find_model
+    from context_diffusion.files import TINY_SCENES
+
+    assert find_model(TINY_SCENES) is find_model("tiny-scenes")
+
+
+def test_a_guided_controlnet_is_saved_loaded_and_switched_as_diffusers_own(tmp_path):
+    from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
+
+    from context_diffusion.pipelines import GuidedForward, load_pipeline
+
+    pipe = load_pipeline("tiny-scenes", control="canny", device="cpu")
+    assert type(pipe.controlnet) is ControlNetModel and isinstance(pipe.controlnet.forward, GuidedForward)
+    switched = StableDiffusionControlNetImg2ImgPipeline.from_pipe(pipe)
+    assert switched.controlnet is pipe.controlnet
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusionControlNetPipeline.from_pretrained(tmp_path)
+    weights = again.controlnet.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in pipe.controlnet.state_dict().items())

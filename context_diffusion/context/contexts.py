@@ -133,7 +133,7 @@ class TokenContexts(Contexts):
         positive, negative = (torch.cat(rows) for rows in zip(*texts, strict=True))
         if not requests[0].contexts:
             return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
-        of_contexts = once(requests, _by_contexts, lambda request: self.tokens(request.contexts, request.weights))
+        of_contexts = once(requests, by_contexts, lambda request: self.tokens(request.contexts, request.weights))
         tokens = torch.cat(of_contexts).to(positive)
         embeddings = {
             "prompt_embeds": torch.cat([positive, tokens], dim=1),
@@ -156,7 +156,7 @@ class TokenContexts(Contexts):
             latents = encode_images(pipe, request.contexts, *request.size)
             return average_embeddings(latents.mean(dim=(2, 3)), request.weights)
 
-        means = torch.stack(once(requests, _by_contexts, mean))
+        means = torch.stack(once(requests, by_contexts, mean))
         return rearrange(means, "images channels -> images channels 1 1")
 
 
@@ -185,7 +185,7 @@ class AdapterContexts(Contexts):
 
     def kind(self, request: CheckedRequest) -> object:
         """The contexts themselves: diffusers repeats the embeddings of an IP-Adapter for every prompt of a batch."""
-        return tuple(hash(context.tobytes()) for context in request.contexts), request.weights
+        return by_contexts(request)
 
     @torch.inference_mode()
     def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
@@ -234,5 +234,11 @@ def once(
     return [made[key(request)] for request in requests]
 
 
-def _by_contexts(request: CheckedRequest) -> tuple:
-    return tuple(map(id, request.contexts)), request.weights
+def by_contexts(request: CheckedRequest) -> tuple:
+    """The key of a request's contexts and their weights."""
+    return tuple(map(by_pixels, request.contexts)), request.weights
+
+
+def by_pixels(image: Image.Image | None) -> tuple | None:
+    """The key of a picture, or of none."""
+    return None if image is None else (image.size, image.tobytes())

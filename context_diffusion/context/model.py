@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -21,7 +22,7 @@ from ..control import Layout
 from ..fusion import FusedPrompt, Source
 from ..images import ImageLike, resize
 from ..pipelines import as_pipeline, load_pipeline, place
-from .contexts import AdapterContexts, ColourContexts, Contexts, TokenContexts, once
+from .contexts import AdapterContexts, ColourContexts, Contexts, TokenContexts, by_contexts, by_pixels, once
 from .query import Plan, QueryPlanner
 from .request import CheckedRequest, Request, check_request, image_seeds
 
@@ -69,7 +70,7 @@ class ContextDiffusion:
         context_images: ImageLike | Iterable[ImageLike] = (),
         prompt: str | Source | FusedPrompt | Iterable = "",
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
         layout: Layout | None = None,
         control_scale: float | None = None,
         weights: Sequence[float] | None = None,
@@ -91,7 +92,7 @@ class ContextDiffusion:
                 ``load_image_as_tensor`` returned. Query, contexts and prompt may each be missing, but not all.
             context_images: give palette and texture; one or several.
             prompt: a text, or the sources of one (:func:`context_diffusion.fuse_prompts`).
-            negative_prompt: what not to draw.
+            negative_prompt: what not to draw; ``None`` and "" say nothing.
             layout: how the query acts: by its ``"canny"`` edges or its ``"depth"`` (ControlNet), or as the start of
                 ``"img2img"``; by default canny, where such a ControlNet is at hand.
             control_scale: how strongly the ControlNet binds, 0 or more; by default the model's own.
@@ -133,7 +134,7 @@ class ContextDiffusion:
 
     def draw(
         self,
-        requests: Iterable[Request],
+        requests: Request | Iterable[Request],
         *,
         batch_size: int = 16,
         callback_on_step_end: Callable | None = None,
@@ -147,7 +148,14 @@ class ContextDiffusion:
         ``progress`` are as there.
         """
         check_count("batch_size", batch_size)
-        checked = [check_request(request, self.pipeline, self.model) for request in requests]
+        asked = [requests] if isinstance(requests, Request) else list(requests)
+        wrong = next((each for each in asked if not isinstance(each, Request)), None)
+        if wrong is not None:
+            raise TypeError(f"draw takes requests, such as cd.Request(prompt='a boat'), not {wrong!r}.")
+        drawers = [id(request.generator) for request in asked if request.generator is not None]
+        if len(set(drawers)) < len(drawers):
+            raise ValueError("Give each request a generator of its own: one that several share depends on their order.")
+        checked = [check_request(request, self.pipeline, self.model) for request in asked]
         kinds: dict[tuple, list[int]] = {}
         for index, request in enumerate(checked):
             kinds.setdefault((request.kind, self.contexts.kind(request)), []).append(index)
@@ -167,20 +175,27 @@ class ContextDiffusion:
         if first.returns_query:
             images = [resize(request.query, request.size) for request in requests if request.query is not None]
         else:
-            plans = once(requests, lambda request: (id(request.query), *map(id, request.contexts)), self._plan)
+            plans = once(requests, lambda request: (by_pixels(request.query), by_contexts(request)), self._plan)
             image_to_image = plans[0].start is not None
+            if image_to_image and int(first.steps * plans[0].strength) < 1:
+                return self._labelled([plan.start.copy() for plan in plans if plan.start is not None], requests)
             pipe = as_pipeline(self.pipeline, controlnet=plans[0].controlnet, image_to_image=image_to_image)
             pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
             pipe.set_progress_bar_config(disable=not progress)
             inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
             if callback is not None:
                 inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
+                if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+                    inputs["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
             images = pipe(
                 num_inference_steps=first.steps,
                 guidance_scale=first.guidance_scale if first.guided else 1.0,
                 generator=[request.generator for request in requests],
                 **inputs,
             ).images
+        return self._labelled(images, requests)
+
+    def _labelled(self, images: list[Image.Image], requests: Sequence[CheckedRequest]) -> list[Image.Image]:
         for image, request in zip(images, requests, strict=True):
             image.info |= {"seed": request.seed, "prompt": request.prompt, "model": self.model.name}
         return images

@@ -24,7 +24,8 @@ Number = TypeVar("Number", int, float)
 class Request:
     """One picture to draw; the fields are arguments of :meth:`ContextDiffusion.__call__`, with the same defaults.
 
-    ``generator`` draws the noise, or ``seed`` seeds one; with neither the seed is random.
+    ``generator`` draws this picture's noise, and is used up by it; or ``seed`` seeds one. With neither the seed is
+    random.
 
     >>> Request(prompt="a boat", context_images=["a.png", "b.png"], seed=3).prompt
     'a boat'
@@ -34,7 +35,7 @@ class Request:
     context_images: ImageLike | Iterable[ImageLike] = ()
     prompt: str | Source | FusedPrompt | Iterable = ""
     _: KW_ONLY
-    negative_prompt: str = ""
+    negative_prompt: str | None = ""
     layout: str | None = None
     control_scale: float | None = None
     weights: Sequence[float] | None = None
@@ -97,7 +98,10 @@ def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
         raise ValueError("Give seed or generator, not both.")
     if request.strength is not None:
         check_number("strength", request.strength, 0, 1)
-    for name, text in (("prompt", prompt), ("negative prompt", request.negative_prompt)):
+    negative = "" if request.negative_prompt is None else request.negative_prompt
+    if not isinstance(negative, str):
+        raise TypeError(f"negative_prompt is a text, not {negative!r}.")
+    for name, text in (("prompt", prompt), ("negative prompt", negative)):
         warn_if_cut(text, pipe.tokenizer, name)
     seed, generator = None, request.generator
     if generator is None:
@@ -108,7 +112,7 @@ def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
         contexts,
         _weights(request.weights, len(contexts)),
         prompt,
-        request.negative_prompt,
+        negative,
         check_layout(request.layout, query is not None, model),
         check_number("control_scale", _either(request.control_scale, model.control_scale), 0),
         request.strength,
@@ -152,8 +156,8 @@ def as_list(images: object) -> list:
 
 def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -> str:
     """Take a prompt as it is, or fuse several sources into one within the text encoder's length."""
-    if isinstance(prompt, (str, FusedPrompt)):
-        return str(prompt)
+    if prompt is None or isinstance(prompt, (str, FusedPrompt)):
+        return str(prompt or "")
     sources = [prompt] if isinstance(prompt, Source) else list(prompt)
     return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=model.prompt_order).text if sources else ""
 
@@ -161,7 +165,7 @@ def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -
 def image_seeds(seed: int | None, generator: torch.Generator | None, count: int) -> list[int]:
     """Give each of ``count`` images a seed: ``seed``, ``seed + 1``, ..., or what ``generator`` (or chance) draws."""
     if seed is not None:
-        return [int(check_number("seed", seed, 0, 2**63 - 1 - count)) + index for index in range(count)]
+        return [check_count("seed", seed, 2**63 - 1 - count, low=0) + index for index in range(count)]
     if generator is None:
         generator = torch.Generator()
         generator.seed()
