@@ -54,7 +54,7 @@ def copies(name: str, source: Path | None = None, root: Path = ROOT) -> list[tup
     target = root / "data" / "checkpoints" / model
     if name == "clip" and not (target / "unet").is_dir():
         folders += TOWERS
-    if missing := [folder for folder in folders if not any((source / folder).glob("*.json"))]:  # not there, or empty
+    if missing := [folder for folder in folders if not any((source / folder).glob("*"))]:  # not there, or empty
         raise FileNotFoundError(f"{source} holds no {' and no '.join(missing)}; train {name} first.")
     if name == "unet":
         folders += tuple(folder for folder in ("scheduler", *ENCODERS) if (source / folder).is_dir())
