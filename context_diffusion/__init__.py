@@ -24,7 +24,6 @@ _HOME = {  # public name -> the module that holds it
     "ddim_invert": "alignment",
     "denormalize": "images",
     "depth_map": "control",
-    "finetune": "finetune",
     "fuse_prompts": "fusion.prompt",
     "generators": "latents",
     "image_grid": "images",
@@ -42,8 +41,8 @@ _MODULES = {  # short name -> where the module is
 } | {
     name: name
     for name in (
-        "alignment", "checkpoints", "context", "control", "encoders", "from_scratch", "fusion", "images", "latents",
-        "melodies", "metrics", "notebook", "pipelines", "plotting", "reading", "scenes", "widgets",
+        "alignment", "checkpoints", "context", "control", "encoders", "finetune", "from_scratch", "fusion", "images",
+        "latents", "melodies", "metrics", "notebook", "pipelines", "plotting", "reading", "scenes", "widgets",
     )
 }  # fmt: skip
 

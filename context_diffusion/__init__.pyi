@@ -6,6 +6,7 @@ from . import (
     context,
     control,
     encoders,
+    finetune,
     from_scratch,
     fusion,
     images,
@@ -23,7 +24,6 @@ from .alignment import StyleSettings, Trajectory, blending, ddim_invert, inversi
 from .context import ContextDiffusion, Request, projector
 from .control import canny_map, depth_map
 from .encoders import load_encoder
-from .finetune import finetune
 from .fusion.caption import ImageSource
 from .fusion.description import Description
 from .fusion.music import MusicSource

@@ -78,3 +78,10 @@ def test_every_parameter_is_annotated(name):
     named = [p for p in parameters_of(DOCUMENTED[name]) if p.name not in theirs and p.kind is not p.VAR_KEYWORD]
     bare = [p.name for p in named if p.annotation is p.empty]
     assert not bare, f"{name} does not say of what type {', '.join(bare)} should be"
+
+
+def test_no_public_function_has_the_name_of_a_module():
+    """Importing ``context_diffusion.x`` puts the module x into the package, where it would hide a function x."""
+    folder = Path(cd.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
+    assert not modules & set(cd._HOME)
