@@ -227,11 +227,12 @@ def once(
 
     What is made of one request does not depend on the batch, to the last bit.
     """
+    keys = [key(request) for request in requests]
     made: dict[object, Made] = {}
-    for request in requests:
-        if key(request) not in made:
-            made[key(request)] = make(request)
-    return [made[key(request)] for request in requests]
+    for own, request in zip(keys, requests, strict=True):
+        if own not in made:
+            made[own] = make(request)
+    return [made[own] for own in keys]
 
 
 def by_contexts(request: CheckedRequest) -> tuple:
