@@ -38,7 +38,7 @@ class Call(NamedTuple):
     method: str
 
 
-def running_call(network: nn.Module) -> Call | None:
+def pipeline_call(network: nn.Module) -> Call | None:
     """Find the innermost call of a diffusers pipeline with this very U-Net or ControlNet; ``None`` in your own loop.
 
     A pipeline passes nothing of itself to its networks, so the frames of the call are searched for it.

@@ -8,7 +8,7 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from .checkpoints import DEFAULT, Model, find_device, find_model, find_part, load_part
-from .guidance import guidance_branches, running_call
+from .guidance import guidance_branches, pipeline_call
 
 
 class GuidedForward:
@@ -29,7 +29,7 @@ class GuidedForward:
 
     def __call__(self, *inputs, guess_mode: bool = False, return_dict: bool = True, **named):
         """As the network's own; raises ``ValueError`` where nothing says which rows have the prompt."""
-        call = running_call(self.network)
+        call = pipeline_call(self.network)
         if call is None and not guess_mode:
             raise ValueError(
                 "No diffusers pipeline is calling this guided ControlNet, so the rows with the prompt are unknown: "

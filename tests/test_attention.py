@@ -18,7 +18,7 @@ from context_diffusion.alignment.equations import (
     moments,
     shared_attention,
 )
-from context_diffusion.alignment.processors import choose_layers
+from context_diffusion.alignment.networks import choose_layers
 
 BRANCHES, IMAGES, TOKENS, HEADS, WIDTH = 2, 3, 12, 2, 16
 

@@ -58,7 +58,10 @@ def test_the_reference_pass_ends_at_the_last_shared_layer():
 def footprint(unet) -> list:
     """Every object that style alignment could leave behind or replace."""
     found = [(name, id(processor)) for name, processor in unet.attn_processors.items()]
-    return found + [(name, sorted(vars(module).keys())) for name, module in unet.named_modules()]
+    for name, module in unet.named_modules():
+        hooks = [kind for kind in vars(module) if kind.startswith("_forward") and vars(module)[kind]]
+        found.append((name, sorted(vars(module)), [(kind, list(vars(module)[kind])) for kind in hooks]))
+    return found
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -99,12 +102,28 @@ def test_nested_use_is_refused_and_the_outer_block_survives():
         assert torch.equal(draw(pipe), expected)
 
 
-def test_processors_replaced_inside_the_block_are_noticed():
+def test_processors_set_inside_the_block_are_aligned_or_refused():
     pipe = tiny_sd15(fresh=True)
     with style_aligned(pipe):
+        expected = draw(pipe)
         pipe.unet.set_attn_processor(AttnProcessor2_0())
+        assert torch.equal(draw(pipe), expected)
+        pipe.enable_attention_slicing()  # its attention is not PyTorch's own
         with pytest.raises(RuntimeError, match="replaced inside"):
             draw(pipe)
+        pipe.disable_attention_slicing()
+        assert torch.equal(draw(pipe), expected)
+
+
+def test_attention_computed_in_other_ways_is_aligned_too_and_comes_back():
+    pipe = tiny_sd15(fresh=True)
+    with style_aligned(pipe):
+        expected = draw(pipe)
+    pipe.enable_attention_slicing()
+    sliced = dict(pipe.unet.attn_processors)
+    with style_aligned(pipe):
+        assert torch.allclose(draw(pipe), expected, atol=1e-4)
+    assert pipe.unet.attn_processors == sliced
 
 
 def test_a_processor_of_another_method_is_refused():

@@ -3,8 +3,9 @@
 from .aligner import StyleAligner, style_aligned
 from .blending import BLENDS, blend_trajectories, linear, slerp, weighted_slerp
 from .equations import Moments, Reference, adain, mix_moments, moments, shared_attention
+from .hooks import is_style_aligned
 from .inversion import ddim_invert
-from .processors import choose_layers, is_style_aligned, self_attentions
+from .networks import choose_layers, self_attentions
 from .reference_pass import ReferenceCache
 from .settings import StyleSettings
 from .trajectory import Trajectory

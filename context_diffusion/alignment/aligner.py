@@ -5,8 +5,8 @@
 >>> with style_aligned(pipe, references=ddim_invert(pipe, picture)):    # or your own pictures, inverted beforehand
 ...     pipe(["a house", "a boat", "a rocket"]).images                  # doctest: +SKIP
 
-The equations are in :mod:`context_diffusion.alignment.equations` and what goes into the U-Net is in
-:mod:`context_diffusion.alignment.processors`; this file puts it in and takes it out again.
+The equations are in :mod:`context_diffusion.alignment.equations`, and how the network is listened to in
+:mod:`context_diffusion.alignment.hooks`; this file says what happens in a call, and when.
 """
 
 import functools
@@ -15,22 +15,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import normalized_weights
-from ..guidance import check_branches, guidance_branches, running_call, without_compilation
+from ..guidance import check_branches, guidance_branches, pipeline_call, without_compilation
 from .blending import BLENDS, blend_trajectories
-from .processors import (
-    SharedGroupNorm,
-    Sharing,
-    StyleAlignedProcessor,
+from .equations import moments
+from .hooks import (
+    BY_OTHER_MEANS,
+    BY_SDPA,
+    RUNNING,
+    Call,
+    Hooks,
+    SharedAttention,
+    as_rows,
+    by_branch,
+    check_gradients,
     check_layer,
-    choose_layers,
     is_style_aligned,
-    self_attentions,
+    running_call,
 )
-from .reference_pass import ReferenceCache, ReferencePass, single_timestep, without_control
+from .networks import architecture_of, by_name, choose_layers, single_timestep
+from .reference_pass import ReferenceCache, ReferencePass, without_control
 from .settings import StyleSettings
+from .sharing import Sharing, grouped_moments, shared_group_norm
 from .trajectory import Trajectory
 
 
@@ -63,11 +72,10 @@ def style_aligned(
     ``TypeError``, ``ValueError`` or, for nested blocks, ``RuntimeError`` before anything is changed; a U-Net call
     whose branches are unknown raises ``ValueError``.
     """
-    if getattr(pipe, "unet", None) is None:
-        raise TypeError(f"style_aligned needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
-    if is_style_aligned(pipe.unet):
+    network = without_compilation(getattr(pipe, architecture_of(pipe).part))
+    if is_style_aligned(network):
         raise RuntimeError(
-            "This U-Net is already in a style_aligned block; blocks do not nest, so leave that one first."
+            "This network is already in a style_aligned block; blocks do not nest, so leave that one first."
         )
     trajectory = _one_trajectory(pipe, references, weights, blend)
     if trajectory is None and cache is not False:
@@ -82,17 +90,20 @@ def style_aligned(
     )
     try:
         aligner.install()
-        yield aligner
+        with torch.compiler.set_stance("force_eager"):  # a compiled network does not meet hooks that came after it
+            yield aligner
     finally:
         aligner.restore()
 
 
 class StyleAligner:
-    """Style alignment of one U-Net: :func:`style_aligned` installs it and yields it."""
+    """Style alignment of one network: :func:`style_aligned` installs it and yields it."""
 
     def __init__(self, pipe, settings: StyleSettings, trajectory, weights, cache, branches):
-        self.pipe, self.unet, self.settings = pipe, without_compilation(pipe.unet), settings
-        self.references, self.cache, self.branches = trajectory, cache, branches
+        self.pipe, self.settings, self.references, self.branches = pipe, settings, trajectory, branches
+        self.architecture = architecture_of(pipe)
+        self.network = without_compilation(getattr(pipe, self.architecture.part))
+        self.hooks = Hooks(self.network)
         if settings.control_reference and trajectory is not None:
             raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
         self.sharing = Sharing(settings, torch.tensor(weights, dtype=torch.float64), row_zero=trajectory is None)
@@ -101,77 +112,141 @@ class StyleAligner:
             raise ValueError(
                 "With full_attention and no references no image is the reference: no scores to scale or shift."
             )
-        attentions = self_attentions(self.unet)
+        attentions = self.architecture.layers(self.network)
         if not attentions:
             raise ValueError("This U-Net has no self-attention layers (named attn1) that could be shared.")
         chosen = choose_layers(list(attentions), settings.layers) if settings.attends else []
         self.attentions = {name: attentions[name] for name in chosen}
         for name, module in self.attentions.items():
             check_layer(name, module)
-        everything = self.unet.named_modules() if settings.share_group_norm else ()
+        everything = self.network.named_modules() if settings.share_group_norm else ()
         self.norms = {name: module for name, module in everything if isinstance(module, nn.GroupNorm)}
         self.reference_pass = None
         if trajectory is not None:
-            self.reference_pass = ReferencePass(self.unet, trajectory, self.sharing, (*chosen, *self.norms), cache)
-        self._undo: list = []
+            layers = (*chosen, *self.norms)
+            self.reference_pass = ReferencePass(self.network, trajectory, layers, cache)
+        self._found: list[tuple[nn.Module, object, object]] = []  # attention, the processor it had, ours
 
     def install(self) -> None:
-        """Put processors, norms and the U-Net's forward in place, remembering how to take each out."""
-        self.unet._style_aligned = True
-        self._undo.append(functools.partial(delattr, self.unet, "_style_aligned"))
+        """Hook into the network; attention that is computed in other ways goes through PyTorch's own meanwhile."""
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        for module in self.attentions.values():
+            if type(module.processor).__name__ in BY_OTHER_MEANS:
+                self._found.append((module, module.processor, AttnProcessor2_0()))
+                module.set_processor(self._found[-1][2])
+        self.hooks.before(self.network, self._begin)
+        self.hooks.after(self.network, self._end, always=True)
         for name, module in self.attentions.items():
-            found = module.processor
-            self._undo.append(functools.partial(module.set_processor, found))
-            module.set_processor(StyleAlignedProcessor(name, found, self.sharing))
+            self.hooks.before(module, functools.partial(self._enter, name))
+            self.hooks.after(module, functools.partial(self._leave, name), always=True)
         for name, norm in self.norms.items():
-            self._replace_forward(norm, SharedGroupNorm(name, norm, norm.forward, self.sharing))
-        forward = self.unet.forward
-        ours = functools.wraps(forward)(functools.partial(self._forward, forward))
-        self._replace_forward(self.unet, torch.compiler.disable(ours))  # it looks at the frames of its callers
+            self.hooks.after(norm, functools.partial(self._normalize, name))
+        self.hooks.open()
 
     def restore(self) -> None:
-        """Put back the very objects that were found, the last change first."""
-        while self._undo:
-            self._undo.pop()()
+        """Take the hooks off, and put back the very processors that were found."""
+        self.hooks.close()
+        while self._found:
+            module, found, ours = self._found.pop()
+            if module.processor is ours:
+                module.set_processor(found)
 
-    def _replace_forward(self, module: nn.Module, forward) -> None:
-        if "forward" in vars(module):  # an offloading hook put it there
-            self._undo.append(functools.partial(setattr, module, "forward", module.forward))
-        else:
-            self._undo.append(functools.partial(delattr, module, "forward"))
-        module.forward = forward
-
-    def _forward(self, forward, sample: Tensor, timestep, encoder_hidden_states, *args, **kwargs):
-        """The U-Net's forward: first the references at this time step, then the caller's batch, which sees them."""
-        for name, module in self.attentions.items():
-            if getattr(module.processor, "sharing", None) is not self.sharing:
-                raise RuntimeError(
-                    f"The processor of {name} was replaced inside the style_aligned block; do it before the block."
-                )
+    def _begin(self, network: nn.Module, args: tuple, kwargs: dict):
+        """Before the network runs: the references at this time step, whose keys and values the call will see."""
+        call = RUNNING.get()
+        if call is not None and call.phase == "reference":  # the network that the reference pass calls is this one
+            return None
+        if call is not None:
+            call.abandon()
+        check_gradients(network)
+        given = by_name(network, args, kwargs)
         branches, scheduler = self._ask_caller()
+        sample, timestep = given[self.architecture.sample], given[self.architecture.timestep]
         if len(sample) % len(branches):
             raise ValueError(
                 f"{len(sample)} rows cannot be split into the guidance branches {branches}; pass branches=('cond',) if "
                 "the U-Net is called for one branch at a time."
             )
-        sharing, alone = self.sharing, len(sample) == len(branches)
         if self._frees_reference():
-            kwargs = without_control(kwargs, len(sample), len(branches))
-        kept = {}
-        active = (self.attentions or self.norms) and not (sharing.row_zero and alone)
-        active = active and self._is_active(timestep, scheduler)
-        if active and self.reference_pass is not None:
-            kept = self.reference_pass(forward, sample, timestep, branches, scheduler, kwargs)
-        if active:
-            sharing.phase, sharing.branches, sharing.kept = "targets", len(branches), kept
-        try:
-            return forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
-        finally:
-            sharing.phase, sharing.kept = "off", {}
+            kwargs = without_control(kwargs, self.architecture.residuals, len(sample), len(branches))
+        call = Call(len(branches))
+        RUNNING.set(call)
+        alone = self.sharing.row_zero and len(sample) == len(branches)
+        if (self.attentions or self.norms) and not alone and self._is_active(timestep, scheduler):
+            if self.reference_pass is not None:
+                call.kept = self.reference_pass(call, given, branches, scheduler, self.settings.interpolate)
+            call.phase = "targets"
+        return args, kwargs
+
+    def _end(self, network: nn.Module, args: tuple, output) -> None:
+        call = RUNNING.get()
+        if call is not None and call.phase != "reference":
+            call.abandon()
+            RUNNING.set(None)
+
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before an attention layer: catch its attention from now on."""
+        call = running_call()
+        if call.phase == "plain":
+            return
+        if type(module.processor).__name__ not in BY_SDPA:
+            raise RuntimeError(
+                f"The processor of {name} was replaced inside the style_aligned block by one whose attention is not "
+                f"seen ({type(module.processor).__name__}); do it before the block."
+            )
+        mode = SharedAttention(functools.partial(self._attend, call, name))
+        mode.__enter__()
+        call.modes.append(mode)
+
+    def _leave(self, name: str, module: nn.Module, args: tuple, output) -> None:
+        """After it, also if it has raised."""
+        call = RUNNING.get()
+        if call is None or not call.modes:
+            return
+        mode = call.modes.pop()
+        mode.__exit__(None, None, None)
+        if output is not None and not mode.met:
+            raise RuntimeError(
+                f"The attention of {name} was not computed by PyTorch's scaled_dot_product_attention, so it could not "
+                "be shared; choose the native attention backend (network.set_attention_backend('native'))."
+            )
+
+    def _attend(
+        self, call: Call, name: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how
+    ) -> Tensor:
+        """A layer's attention, (rows, heads, tokens, dim): kept if it is the references', aligned if the targets'."""
+        plain = {setting: value for setting, value in how.items() if value}
+        if plain:
+            raise ValueError(f"Style alignment shares plain attention; {name} attends with {plain}.")
+        q, k, v = (by_branch(rows, call.branches) for rows in (query, key, value))
+        if call.phase == "reference":
+            call.keep(name, k, v, *moments(q))
+            return F.scaled_dot_product_attention(query, key, value, attn_mask)
+        if attn_mask is not None:
+            raise ValueError(
+                "Style alignment shares plain self-attention; this call masks it or gives it other tokens."
+            )
+        kept = None if self.sharing.row_zero else call.kept[name]
+        aligned = self.sharing.attend(q, k, v, kept, heads=query.shape[1])
+        return as_rows(aligned, query.shape[1])
+
+    def _normalize(self, name: str, norm: nn.GroupNorm, args: tuple, output: Tensor) -> Tensor | None:
+        """After a group norm: its output with the references' moments mixed in."""
+        call = running_call()
+        if call.phase == "plain":
+            return None
+        features = args[0]
+        own = grouped_moments(features, norm.num_groups, call.branches)
+        if call.phase == "reference":
+            call.keep(name, *own)
+            return None
+        kept = None if self.sharing.row_zero else call.kept[name]
+        return shared_group_norm(features, norm, own, self.sharing.style_of(own, kept))
 
     def _ask_caller(self) -> tuple[tuple[str, ...], object]:
         """The guidance branches of this call's rows, in order, and the scheduler it follows."""
-        call = running_call(self.unet)
+        call = pipeline_call(self.network)
         pipe = self.pipe if call is None else call.pipe
         if self.references is not None and pipe.scheduler is not self.pipe.scheduler:
             self.references.check(pipe)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..images import ImageLike, listed
 from ..latents import alpha_at, conditions, encode_images, encode_prompts
-from .processors import is_style_aligned
+from .hooks import is_style_aligned
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
 

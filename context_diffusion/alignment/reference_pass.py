@@ -1,21 +1,21 @@
 """Running the references through the U-Net ahead of the caller's batch, and keeping what they leave for later calls."""
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdRef
 
 from ..latents import alpha_at, conditions
-from .processors import Kept, ReferenceDone, Sharing
+from .hooks import Call, Kept, ReferenceDone
+from .networks import Given, single_timestep
 from .trajectory import Trajectory
 
 Layers = dict[str, Kept]
-RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
 
 
 class ReferencePass:
@@ -23,46 +23,42 @@ class ReferencePass:
 
     The references run in one batch, one row per branch, on the trajectory's latents with the trajectory's text: no
     ControlNet residual, IP-Adapter image or other token of the caller's batch reaches them. The pass ends at the last
-    shared layer.
+    shared layer, unless hooks of others, such as those that stream weights, must see every layer.
     """
 
-    def __init__(self, unet: nn.Module, trajectory: Trajectory, sharing: Sharing, layers: tuple[str, ...], cache):
-        self.unet, self.trajectory, self.sharing, self.layers, self.cache = unet, trajectory, sharing, layers, cache
-        if cache is not None:
-            cache.claim(unet, trajectory)
-        norms_too = any(isinstance(unet.get_submodule(layer), nn.GroupNorm) for layer in layers)
+    def __init__(self, network: nn.Module, trajectory: Trajectory, layers: tuple[str, ...], cache):
+        self.network, self.trajectory, self.layers, self.cache = network, trajectory, layers, cache
+        self.owner = trajectory.digest() if cache is not None else ""
+        norms_too = any(isinstance(network.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
-        if any(hasattr(module, "_diffusers_hook") for module in unet.modules()):
-            self.last_layer = ""  # hooks that stream weights must see every layer
 
-    def __call__(
-        self,
-        forward: Callable,
-        sample: Tensor,
-        timestep: Tensor | float,
-        branches: Sequence[str],
-        scheduler,
-        kwargs: dict,
-    ) -> Layers:
-        """Take from the cache, or run ``forward`` (the U-Net's own) on the references.
+    def __call__(self, call: Call, given: Given, branches: Sequence[str], scheduler, interpolates: bool) -> Layers:
+        """Take from the cache, or run the network on the references; ``given`` are the arguments of the caller's call.
 
         ``scheduler`` is that of the running pipeline: its steps, and its noise levels for interpolation.
         """
+        sample, timestep = given["sample"], given["timestep"]
+        condition = given.get("timestep_cond")  # the guidance scale, in models distilled to be told it
+        scale = (given.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
         time = single_timestep(timestep)
-        scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
-        key = (time, tuple(branches), scale, sample.dtype, self.layers)
-        if self.cache is not None and key in self.cache:
-            return self.cache.get(key, sample.device)
-        alpha = alpha_at(scheduler, time) if self.sharing.settings.interpolate else None
+        told = None if condition is None else tuple(condition[0].tolist())
+        cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
+        key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers)
+        if self.cache is not None:
+            self.cache.claim(self.network, self.owner)
+            if key in self.cache:
+                return self.cache.get(key, sample.device)
+        alpha = alpha_at(scheduler, time) if interpolates else None
         latents = self.trajectory.at(time, alpha).to(sample)
         texts, added = conditions(self.trajectory.embeddings, branches, like=sample)
-        sharing = self.sharing
-        sharing.phase, sharing.branches, sharing.kept = "reference", len(branches), {}
-        sharing.last_layer = self.last_layer if scale in (None, 1) else ""  # a scaled LoRA is unscaled at the end
-        condition = kwargs.get("timestep_cond")  # the guidance scale, in models distilled to be told it
+        streams = any(
+            hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.network.modules()
+        )
+        whole = streams or scale not in (None, 1)  # a scaled LoRA is unscaled at the end
+        call.phase, call.last_layer = "reference", "" if whole else self.last_layer
         try:
-            with without_ip_adapter(self.unet):
-                forward(
+            with without_ip_adapter(self.network):
+                self.network(
                     repeat(latents, "references ... -> (branches references) ...", branches=len(branches)),
                     timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
                     encoder_hidden_states=texts,
@@ -74,11 +70,28 @@ class ReferencePass:
         except ReferenceDone:
             pass
         finally:
-            sharing.phase = "off"
-        kept, sharing.kept = sharing.kept, {}
+            call.phase = "plain"
         if self.cache is not None:
-            self.cache.put(key, kept, steps=len(scheduler.timesteps))
-        return kept
+            self.cache.put(key, call.kept, steps=len(scheduler.timesteps))
+        return call.kept
+
+
+def state_of(network: nn.Module) -> tuple:
+    """What the output of a network depends on beside its inputs: weights, LoRAs with their scales, FreeU.
+
+    Weights are told apart by identity and by PyTorch's count of changes in place; one that is changed through ``.data``
+    goes unnoticed.
+    """
+    weights = [(WeakIdRef(weight), -1 if weight.is_inference() else weight._version) for weight in network.parameters()]
+    settings = []
+    for module in network.modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):  # a LoRA layer of peft
+            settings.append(
+                (dict(scaling), list(module.active_adapters), module.disable_adapters, list(module.merged_adapters))
+            )
+        if hasattr(module, "b1"):  # a block of the U-Net under FreeU
+            settings.append((module.s1, module.s2, module.b1, module.b2))
+    return (*weights, *settings)
 
 
 class ReferenceCache:
@@ -109,13 +122,9 @@ class ReferenceCache:
     def __repr__(self) -> str:
         return f"ReferenceCache({len(self)} steps, {self.nbytes / 2**20:.1f} MiB on {self.device or 'no device yet'})"
 
-    def claim(self, unet: nn.Module, trajectory: Trajectory) -> None:
-        """Forget everything if it belongs to other references or another model."""
-        parts = (trajectory.latents, trajectory.timesteps, *trajectory.embeddings.values())
-        digest = hashlib.blake2b()
-        for part in parts:
-            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
-        owner = (id(unet), digest.hexdigest())
+    def claim(self, network: nn.Module, references: str) -> None:
+        """Forget everything if it belongs to other references, another network, or the network as it was before."""
+        owner = (WeakIdRef(network), references, state_of(network))
         if owner != self._owner:
             self._kept, self._owner, self.device = {}, owner, None
 
@@ -153,15 +162,15 @@ def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
             adapter.scale = scale
 
 
-def without_control(kwargs: dict, rows: int, branches: int) -> dict:
-    """Remove from a U-Net's arguments what a ControlNet or T2I-Adapter adds to image 0 of each guidance branch."""
+def without_control(kwargs: dict, residuals: Sequence[str], rows: int, branches: int) -> dict:
+    """Remove from a network's arguments what a ControlNet or T2I-Adapter adds to image 0 of each guidance branch."""
 
     def zeroed(found):
         if isinstance(found, Tensor):
             return zero_first_image(found, rows, branches)
         return type(found)(zero_first_image(each, rows, branches) for each in found)  # the U-Net pops from its lists
 
-    return kwargs | {name: zeroed(kwargs[name]) for name in RESIDUALS if kwargs.get(name) is not None}
+    return kwargs | {name: zeroed(kwargs[name]) for name in residuals if kwargs.get(name) is not None}
 
 
 def zero_first_image(
@@ -175,16 +184,6 @@ def zero_first_image(
     images = rearrange(every_row, "(branches images) ... -> branches images ...", branches=branches)
     freed = torch.cat([torch.zeros_like(images[:, :1]), images[:, 1:]], dim=1)
     return rearrange(freed, "branches images ... -> (branches images) ...")
-
-
-def single_timestep(timestep: Tensor | float) -> float:
-    """The one time step of a U-Net call; raises ``ValueError`` if its images are at several."""
-    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
-        return float(timestep)
-    values = timestep.unique().tolist()
-    if len(values) > 1:
-        raise ValueError(f"Images aligned with a reference share one time step; this call has {values}.")
-    return values[0]
 
 
 def _bytes(layers: Layers) -> int:

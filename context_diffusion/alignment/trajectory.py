@@ -3,6 +3,7 @@
 Level k holds what the model is given at step k of sampling, from noise (level 0) to the clean latent (last level).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -135,6 +136,14 @@ class Trajectory:
                     f"The noise schedule differs: at time step {timestep:g} the trajectory has alpha_bar {alpha:.4f}, "
                     f"the pipeline's scheduler {alpha_at(pipe.scheduler, timestep):.4f}; invert with this scheduler."
                 )
+
+    def digest(self) -> str:
+        """A short name for the latents, time steps and text, by their values."""
+        parts = (self.latents, self.timesteps, *self.embeddings.values())
+        digest = hashlib.blake2b()
+        for part in parts:
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write to one safetensors file, under a temporary name first."""
