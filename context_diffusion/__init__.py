@@ -31,6 +31,7 @@ _HOME = {  # public name -> the module that holds it
     "load_image": "images",
     "load_image_as_tensor": "images",
     "load_pipeline": "pipelines",
+    "noised_reference": "alignment",
     "save_image": "images",
     "style_aligned": "alignment",
 }

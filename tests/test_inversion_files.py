@@ -1,5 +1,7 @@
 """Trajectories saved, loaded, joined, blended; and what inversion refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from tiny import tiny_scheduler, tiny_sd15, tiny_sdxl
 
 from context_diffusion.alignment.blending import blend_trajectories, weighted_slerp
-from context_diffusion.alignment.inversion import ddim_invert
+from context_diffusion.alignment.inversion import ddim_invert, noised_reference
 from context_diffusion.alignment.trajectory import Trajectory
 
 
@@ -41,6 +43,57 @@ def test_files_that_are_no_trajectory_are_refused(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a trajectory"):
         Trajectory.load(tmp_path / "other.safetensors")
+
+
+DAMAGES = {
+    "no latents": lambda tensors, facts: tensors.pop("latents"),
+    "no time steps": lambda tensors, facts: tensors.pop("timesteps"),
+    "a tensor more": lambda tensors, facts: tensors.update(extra=torch.ones(2)),
+    "a level less": lambda tensors, facts: tensors.update(latents=tensors["latents"][1:].clone()),
+    "latents of one axis": lambda tensors, facts: tensors.update(latents=torch.ones(3)),
+    "NaN": lambda tensors, facts: tensors["latents"].fill_(torch.nan),
+    "text of another number": lambda tensors, facts: tensors.update({"embeddings.cond": torch.ones(3, 4, 8)}),
+    "no prompts": lambda tensors, facts: facts.pop("prompts"),
+    "prompts null": lambda tensors, facts: facts.update(prompts=None),
+    "model null": lambda tensors, facts: facts.update(model=None),
+    "guidance in words": lambda tensors, facts: facts.update(guidance_scale="2"),
+    "a fact more": lambda tensors, facts: facts.update(colour="red"),
+    "facts that are a list": lambda tensors, facts: [1, 2],
+    "facts that are no JSON": lambda tensors, facts: "{",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_trajectory_is_refused_in_a_sentence(damage, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = ddim_invert(tiny_sd15(), picture(), "a cat", num_inference_steps=2).save(tmp_path / "cat.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors, facts = load_file(path), json.loads(metadata["made"])
+    changed = DAMAGES[damage](tensors, facts)
+    facts = changed if damage.startswith("facts") else facts
+    metadata["made"] = facts if isinstance(facts, str) else json.dumps(facts)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match="is a damaged trajectory"):
+        Trajectory.load(path)
+
+
+def test_a_noised_reference_is_the_picture_with_one_noise_at_every_level(tmp_path):
+    pipe = tiny_sd15()
+    made = noised_reference(pipe, [picture(0), picture(1)], ["a cat", "a boat"], seed=3, num_inference_steps=4)
+    clean = ddim_invert(pipe, [picture(0), picture(1)], num_inference_steps=1).clean
+    assert torch.equal(made.clean, clean) and made.method == "added noise"
+    for level, alpha in zip(made.latents[:-1], made.alphas.tolist(), strict=False):
+        noise = (level - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        for row, seed in ((0, 3), (1, 4)):
+            expected = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(noise[row], expected, atol=1e-4, rtol=1e-4)
+    read = Trajectory.load(made.save(tmp_path / "both.safetensors"))
+    assert (read.method, read.seed) == ("added noise", 3) and torch.equal(read.latents, made.latents)
+    with pytest.raises(ValueError, match="one method; these have .*added noise.*ddim inversion"):
+        Trajectory.join([made, ddim_invert(pipe, picture(), num_inference_steps=4)])
 
 
 def test_a_trajectory_of_another_model_or_schedule_is_refused():
@@ -88,9 +141,9 @@ def test_blended_trajectory_is_the_inversion_of_the_blend():
     [
         ({}, "either image"),
         ({"image": []}, "empty"),
-        ({"image": picture(), "num_inference_steps": 0}, "whole number from 1 to 1000"),
+        ({"image": picture(), "num_inference_steps": 0}, "between 1 and 1000"),
         ({"image": picture(), "guidance_scale": float("nan")}, "finite"),
-        ({"image": picture(), "fixed_point_iterations": -1}, "0 or more"),
+        ({"image": picture(), "fixed_point_iterations": -1}, "at least 0"),
         ({"image": picture(), "height": 31}, "multiple of 8"),
         ({"image": picture(), "prompt": ["a", "b"]}, "one each; got 2 for 1"),
         ({"latents": torch.zeros(2, 3, 16, 16)}, "references, channels, height, width"),

@@ -4,7 +4,7 @@ from .aligner import StyleAligner, style_aligned
 from .blending import BLENDS, blend_trajectories, linear, slerp, weighted_slerp
 from .equations import Moments, Reference, adain, mix_moments, moments, shared_attention
 from .hooks import is_style_aligned
-from .inversion import ddim_invert
+from .inversion import ddim_invert, noised_reference
 from .networks import choose_layers, self_attentions
 from .reference_pass import ReferenceCache
 from .settings import StyleSettings
@@ -13,5 +13,5 @@ from .trajectory import Trajectory
 __all__ = [
     "BLENDS", "Moments", "Reference", "ReferenceCache", "StyleAligner", "StyleSettings", "Trajectory", "adain",
     "blend_trajectories", "choose_layers", "ddim_invert", "is_style_aligned", "linear", "mix_moments", "moments",
-    "self_attentions", "shared_attention", "slerp", "style_aligned", "weighted_slerp",
+    "noised_reference", "self_attentions", "shared_attention", "slerp", "style_aligned", "weighted_slerp",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import normalized_weights
-from .inversion import ddim_invert
+from .inversion import ddim_invert, noised_reference
 from .trajectory import Trajectory
 
 TOLERANCE = 1e-6  # two directions closer than this to opposite, or a mean closer to zero, have no shortest arc
@@ -99,21 +99,26 @@ BLENDS: dict[str, Callable] = {"linear": linear, "slerp": weighted_slerp}
 def blend_trajectories(
     pipe, references: Sequence[Trajectory], weights: Sequence[float] | None = None, blend: str = "slerp"
 ) -> Trajectory:
-    """Blend the clean latents of several references into one and invert the blend.
+    """Blend the clean latents of several references into one, and make a reference of the blend as they were made.
 
-    Its prompt is the references' different prompts joined by "and"; its steps, guidance and fixed-point iterations are
-    theirs. Costs one inversion. Raises ``ValueError`` if these do not agree, or for an unknown ``blend``.
+    Its prompt is the references' different prompts joined by "and"; everything else is theirs. Costs one inversion, or
+    for noised references nothing. Raises ``ValueError`` if these do not agree, or for an unknown ``blend``.
     """
     if blend not in BLENDS:
         raise ValueError(f"blend is one of {', '.join(map(repr, BLENDS))}; got {blend!r}.")
     joined = Trajectory.join(references)
     latents = BLENDS[blend](list(joined.clean), normalized_weights(weights, len(joined)))
+    given = {
+        "latents": latents[None],
+        "prompt": " and ".join(dict.fromkeys(prompt for prompt in joined.prompts if prompt)),
+        "negative_prompt": joined.negative_prompt,
+        "num_inference_steps": joined.num_inference_steps,
+    }
+    if joined.method == "added noise":
+        return noised_reference(pipe, **given, seed=joined.seed)
     return ddim_invert(
         pipe,
-        latents=latents[None],
-        prompt=" and ".join(dict.fromkeys(prompt for prompt in joined.prompts if prompt)),
-        negative_prompt=joined.negative_prompt,
-        num_inference_steps=joined.num_inference_steps,
+        **given,
         guidance_scale=joined.guidance_scale,
         fixed_point_iterations=joined.fixed_point_iterations,
     )

@@ -12,6 +12,7 @@ schedule with zero terminal signal-to-noise ratio begins (Lin et al. 2023).
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,10 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import check_count, check_number
+from ..guidance import without_compilation
 from ..images import ImageLike, listed
-from ..latents import alpha_at, conditions, encode_images, encode_prompts
+from ..latents import alpha_at, conditions, encode_images, encode_prompts, generators
 from .hooks import is_style_aligned
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
@@ -63,36 +66,92 @@ def ddim_invert(
     Each of ``fixed_point_iterations`` costs as many model calls as the inversion itself. Returns a :class:`Trajectory`
     whose level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before work starts.
     """
-    _check(pipe, image, latents, num_inference_steps, guidance_scale, fixed_point_iterations)
-    levels = noise_levels(pipe.scheduler, num_inference_steps)
+    check_count("fixed_point_iterations", fixed_point_iterations, low=0)
+    start = _start(pipe, image, prompt, latents, num_inference_steps, guidance_scale, negative_prompt, height, width)
     velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
-    _check_levels(levels, velocity)
-    if latents is None:
-        latents = encode_images(pipe, [] if image is None else listed(image), width, height)
-    latents = latents if latents.ndim == 4 else latents[None]
-    latents = latents.to(pipe._execution_device, torch.float32)
-    rows, columns = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
-    prompts = (prompt,) * len(latents) if isinstance(prompt, str) else tuple(prompt)
-    if len(prompts) != len(latents):
-        raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {len(latents)}.")
-
-    embeddings = encode_prompts(pipe, prompts, negative_prompt, columns, rows)
-    predict = (output_predictor if velocity else noise_predictor)(pipe, embeddings, guidance_scale)
-    with pipe.progress_bar(total=len(levels.timesteps)) as progress:
+    _check_levels(start.levels, velocity)
+    predict = (output_predictor if velocity else noise_predictor)(pipe, start.embeddings, guidance_scale)
+    with pipe.progress_bar(total=len(start.levels.timesteps)) as progress:
         found = invert_latents(
-            predict, latents, levels, fixed_point_iterations, velocity=velocity, on_step=progress.update
+            predict, start.clean, start.levels, fixed_point_iterations, velocity=velocity, on_step=progress.update
         )
-    return Trajectory(
-        latents=found.cpu(),
-        timesteps=torch.tensor(levels.timesteps, dtype=torch.float32),
-        alphas=torch.tensor([*levels.alphas, levels.targets[-1]], dtype=torch.float64),
-        embeddings=embeddings,
-        prompts=prompts,
-        negative_prompt=negative_prompt,
-        guidance_scale=float(guidance_scale),
-        fixed_point_iterations=fixed_point_iterations,
-        model=describe_model(pipe),
+    return start.trajectory(found, "ddim inversion", fixed_point_iterations=fixed_point_iterations)
+
+
+@torch.no_grad()
+def noised_reference(
+    pipe,
+    image: ImageLike | Sequence[ImageLike] | None = None,
+    prompt: str | Sequence[str] = "",
+    *,
+    latents: Float[Tensor, "*references channels height width"] | None = None,
+    seed: int = 0,
+    num_inference_steps: int = 50,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Trajectory:
+    """A reference without inversion: at every level the clean latent with one fixed noise of that level's strength.
+
+    ``z_k = sqrt(a_k) x + sqrt(1 - a_k) e``: the model never runs, so it costs an encoding. Sampling from its noise does
+    not draw the reference again, but its levels are what the model was trained on at every step; StyleKeeper (Jeong et
+    al. 2025) and AlignedGen (Zhang et al. 2025, appendix A) take references so. The noise of picture i is seeded
+    ``seed + i``. Otherwise as :func:`ddim_invert`.
+    """
+    check_count("seed", seed, low=0)
+    start = _start(pipe, image, prompt, latents, num_inference_steps, 1.0, negative_prompt, height, width)
+    clean = start.clean
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in generators(seed, len(clean))]).to(
+        clean
     )
+    found = [alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise for alpha in start.levels.alphas]
+    return start.trajectory(torch.stack([*found, clean]), "added noise", seed=seed)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trajectory starts from: clean latents, the noise levels to visit, and the text, all checked."""
+
+    pipe: Any
+    clean: Latents
+    levels: Levels
+    embeddings: dict[str, Tensor]
+    prompts: tuple[str, ...]
+    negative_prompt: str | None
+    guidance_scale: float
+
+    def trajectory(self, found: Tensor, method: str, **facts) -> Trajectory:
+        """The latents found at all levels, with what they belong to."""
+        return Trajectory(
+            latents=found.cpu(),
+            timesteps=torch.tensor(self.levels.timesteps, dtype=torch.float32),
+            alphas=torch.tensor([*self.levels.alphas, self.levels.targets[-1]], dtype=torch.float64),
+            embeddings=self.embeddings,
+            prompts=self.prompts,
+            negative_prompt=self.negative_prompt,
+            guidance_scale=float(self.guidance_scale),
+            model=describe_model(self.pipe),
+            method=method,
+            **facts,
+        )
+
+
+def _start(pipe, image, prompt, latents, steps, guidance_scale, negative_prompt, height, width) -> Start:
+    """Check everything, then encode pictures and text."""
+    _check(pipe, image, latents, steps, guidance_scale)
+    levels = noise_levels(pipe.scheduler, steps)
+    pictures = [] if image is None else listed(image)
+    count = len(pictures) if latents is None else (1 if latents.ndim == 3 else len(latents))
+    prompts = (prompt,) * count if isinstance(prompt, str) else tuple(prompt)
+    if len(prompts) != count:
+        raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {count}.")
+    if latents is None:
+        latents = encode_images(pipe, pictures, width, height)
+    latents = latents if latents.ndim == 4 else latents[None]
+    clean = latents.to(pipe._execution_device, torch.float32)
+    rows, columns = (side * pipe.vae_scale_factor for side in clean.shape[-2:])
+    embeddings = encode_prompts(pipe, prompts, negative_prompt, columns, rows)
+    return Start(pipe, clean, levels, embeddings, prompts, negative_prompt, guidance_scale)
 
 
 def invert_latents(
@@ -224,12 +283,12 @@ def _check_levels(levels: Levels, velocity: bool) -> None:
             )
 
 
-def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: int) -> None:
+def _check(pipe, image, latents, steps: int, guidance_scale: float) -> None:
     """Everything that can be wrong with the arguments, before any model runs."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
         raise TypeError(f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
-    if is_style_aligned(pipe.unet):
-        raise RuntimeError("Invert references before the style_aligned block: inside it, images share attention.")
+    if is_style_aligned(without_compilation(pipe.unet)):
+        raise RuntimeError("Make references before the style_aligned block: inside it, images share attention.")
     if (image is None) == (latents is None):
         raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
     if isinstance(image, list | tuple) and not image:
@@ -239,16 +298,20 @@ def _check(pipe, image, latents, steps: int, guidance_scale: float, iterations: 
             f"This U-Net takes {pipe.unet.config.in_channels} channels (an inpainting model's does); invert with a "
             f"text-to-image model, which takes the VAE's {pipe.vae.config.latent_channels}."
         )
-    if latents is not None and latents.shape[-3:-2] != (pipe.vae.config.latent_channels,):
-        raise ValueError(f"Latents are (references, channels, height, width); got the shape {tuple(latents.shape)}.")
+    if latents is not None:
+        if not isinstance(latents, Tensor):
+            raise TypeError(
+                f"latents are a tensor (references, channels, height, width), not {type(latents).__name__}."
+            )
+        if latents.ndim not in (3, 4) or latents.shape[-3] != pipe.vae.config.latent_channels:
+            raise ValueError(
+                f"Latents are (references, channels, height, width); got the shape {tuple(latents.shape)}."
+            )
+        if not latents.isfinite().all():
+            raise ValueError("Latents are finite; these hold NaN or infinity.")
     if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
         raise ValueError(
             f"DDIM inversion needs a scheduler with alphas_cumprod; {type(pipe.scheduler).__name__} has none."
         )
-    most = pipe.scheduler.config.num_train_timesteps
-    if not isinstance(steps, int) or not 1 <= steps <= most:
-        raise ValueError(f"num_inference_steps is a whole number from 1 to {most}; got {steps!r}.")
-    if not float("-inf") < guidance_scale < float("inf"):
-        raise ValueError(f"guidance_scale is a finite number; got {guidance_scale}.")
-    if not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"fixed_point_iterations is a whole number, 0 or more; got {iterations!r}.")
+    check_count("num_inference_steps", steps, pipe.scheduler.config.num_train_timesteps)
+    check_number("guidance_scale", guidance_scale, -math.inf)

@@ -19,15 +19,25 @@ from ..files import written_whole
 from ..latents import alpha_at
 
 FORMAT = "context_diffusion.trajectory/1"
-FACTS = ("prompts", "negative_prompt", "guidance_scale", "fixed_point_iterations", "model")  # saved with the tensors
+FACTS = {  # saved with the tensors, and their types in JSON
+    "prompts": list,
+    "negative_prompt": str | None,
+    "guidance_scale": float | int,
+    "fixed_point_iterations": int,
+    "model": dict,
+    "method": str,
+    "seed": int | None,
+}
+TENSORS = ("latents", "timesteps", "alphas")
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """Latents z_k of references, level by level, on the CPU, with the text they belong to.
 
+    ``method`` says how it was made: "ddim inversion" (:func:`ddim_invert`) or "added noise" (:func:`noised_reference`).
     ``latents`` are the levels, ``timesteps`` the time steps between them, and ``prompts``, ``negative_prompt``,
-    ``guidance_scale`` and ``fixed_point_iterations`` are what :func:`ddim_invert` was given.
+    ``guidance_scale``, ``fixed_point_iterations`` and ``seed`` are what it was made with.
     ``alphas`` are ``alpha_bar`` at each level (1 is clean, 0 pure noise); ``embeddings`` hold the text of each
     guidance branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference;
     ``model`` is what :func:`describe_model` says of the pipeline that made it.
@@ -42,6 +52,23 @@ class Trajectory:
     guidance_scale: float = 1.0
     fixed_point_iterations: int = 0
     model: dict = field(default_factory=dict)
+    method: str = "ddim inversion"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` unless the parts fit together and are finite."""
+        steps, rows = len(self.timesteps), len(self.prompts)
+        if self.latents.shape[:2] != (steps + 1, rows) or self.alphas.shape != (steps + 1,):
+            raise ValueError(
+                f"A trajectory of {steps} steps has {steps + 1} levels of latents and of alpha_bar, and a row for each "
+                f"of its {rows} prompts; got latents {tuple(self.latents.shape)}, alphas {tuple(self.alphas.shape)}."
+            )
+        short = [name for name, rows_of in self.embeddings.items() if len(rows_of) != rows]
+        if short:
+            raise ValueError(f"A trajectory has text for each of its {rows} references; its {short[0]} has not.")
+        for name, tensor in {**{name: getattr(self, name) for name in TENSORS}, **self.embeddings}.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"A trajectory's {name} are finite; these hold NaN or infinity.")
 
     def __len__(self) -> int:
         """The number of references."""
@@ -75,10 +102,10 @@ class Trajectory:
         if not trajectories:
             raise ValueError("At least one reference is needed; the list of trajectories is empty.")
         first, *others = trajectories
-        for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "fixed_point_iterations"):
+        for name in ("method", "num_inference_steps", "guidance_scale", "negative_prompt", "fixed_point_iterations"):
             values = [getattr(trajectory, name) for trajectory in trajectories]
             if any(value != values[0] for value in values):
-                raise ValueError(f"References used together are inverted with one {name}; these have {values}.")
+                raise ValueError(f"References used together are made with one {name}; these have {values}.")
         sizes = [tuple(trajectory.latents.shape[2:]) for trajectory in trajectories]
         if len(set(sizes)) > 1:
             raise ValueError(f"References used together have one size; the latents of these are {sizes}.")
@@ -125,6 +152,8 @@ class Trajectory:
     def check(self, pipe) -> None:
         """Raise ``ValueError`` unless this was made with the pipeline's model and noise schedule."""
         _compare_models(self.model, describe_model(pipe))
+        if "cond" not in self.embeddings:
+            raise ValueError('The trajectory holds no text for the branch with the prompt ("cond"); make it again.')
         products = getattr(pipe.scheduler, "alphas_cumprod", None)
         if products is None:
             raise ValueError(
@@ -175,10 +204,16 @@ class Trajectory:
             ) from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is a safetensors file but not a trajectory saved by Trajectory.save.")
-        facts = json.loads(metadata["made"])
-        facts["prompts"] = tuple(facts["prompts"])
         embeddings = {name[11:]: tensors.pop(name) for name in list(tensors) if name.startswith("embeddings.")}
-        return Trajectory(**tensors, embeddings=embeddings, **facts)
+        try:
+            facts = json.loads(metadata["made"])
+            wrong = [name for name, value in facts.items() if not isinstance(value, FACTS[name])]
+            if wrong:
+                raise TypeError(f"its {wrong[0]} is {facts[wrong[0]]!r}")
+            facts["prompts"] = tuple(facts["prompts"])
+            return Trajectory(**tensors, embeddings=embeddings, **facts)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is a damaged trajectory ({error}); make the reference again.") from error
 
 
 def describe_model(pipe) -> dict:
