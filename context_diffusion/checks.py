@@ -27,6 +27,10 @@ LIMITS = {
     "weights": 100_000,
     "characters": 100_000,  # of a text
     "seed": 2**63 - 1,  # the largest that torch takes
+    "training_steps": 10**7,
+    "batch_size": 4096,
+    "rank": 1024,  # of a LoRA; the widest projection of SD 1.x has 1280 rows
+    "learning_rate": 1,
 }
 LARGEST = sys.float_info.max
 
@@ -112,13 +116,19 @@ def check_list(name: str, values: Iterable[Given], most: float) -> list[Given]:
 
 def check_finite(what: str, values: Given) -> Given:
     """Return a tensor or an array if all of it is finite: NaN would become a black picture without a word."""
-    number = float(values.sum())  # one pass; only an overflow of the sum makes a second one necessary
-    if not math.isfinite(number) and not math.isfinite(float(values.max()) - float(values.min())):
+    if not is_finite(values):
         raise ValueError(
             f"{what} must be finite, and came out with NaN or infinity: the weights, an adapter, a callback or half "
             "precision is at fault."
         )
     return values
+
+
+def is_finite(values: Any) -> bool:
+    """Whether a tensor or an array holds neither NaN nor infinity; in one pass, without memory of its own."""
+    if math.isfinite(values.sum()):
+        return True
+    return math.isfinite(float(values.max()) - float(values.min()))  # finite numbers whose sum was too large
 
 
 def check_size(width: int, height: int, multiple: int) -> tuple[int, int]:
@@ -196,7 +206,7 @@ def near_names(name: object, known: Iterable[str]) -> list[str]:
     """At most two of the known names that are like ``name``, the likest first; case and punctuation do not count.
 
     >>> near_names("SD-1.5", ["tiny-scenes", "sd15", "sdxl"])
-    ['sd15']
+    ['sd15', 'sdxl']
     """
     simple = {_simple(one): one for one in known}
     return [simple[key] for key in difflib.get_close_matches(_simple(str(name)), simple, n=2, cutoff=0.5)]

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-MENDABLE = (ValueError, TypeError, OSError, RuntimeError, ImportError, Warning)  # what a sentence of ours is built on
+# What a sentence of ours is built on.
+MENDABLE = (ValueError, TypeError, OSError, RuntimeError, ImportError, FloatingPointError, Warning)
 REPORT = "a fault of the program; please report it"
 
 
@@ -49,8 +50,8 @@ def run_command(work: Callable[[], object]) -> int:
         _tell("error", error)
         _close_stdout()
         return 2
-    except KeyboardInterrupt:
-        _tell("interrupted", "nothing is half-written")
+    except KeyboardInterrupt as error:  # long work says where it stopped, and how it goes on
+        _tell("interrupted", error if error.args else "nothing is half-written")
         return 130
     except Terminated:
         _tell("terminated", "nothing is half-written")
