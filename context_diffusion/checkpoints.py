@@ -5,7 +5,7 @@ Beside the pipeline a folder may hold the parts ``context_projector``, ``clip``,
 ``controlnet-canny``, ``controlnet-depth`` and ``ip-adapter``; for the hub models the table says where they live.
 """
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from .checks import either, hint
+from .checks import check_choice, check_path, either, hint, shown
 from .files import TINY_FUSION, TINY_SCENES
+from .loading import load_whole, read_settings
 
 DEFAULT = "tiny-scenes"
 
@@ -130,19 +131,22 @@ def find_network(kind: str, name: str | Path) -> str:
 
     Raises ``FileNotFoundError`` if a folder holds no model, ``ValueError`` with the near names for an unknown one.
     """
-    row = NETWORKS.get((kind, str(name)))
-    location = Path(row.location if row else str(name)).expanduser()
-    if location.is_dir():
-        if not (location / "config.json").is_file():
+    kinds: dict[str, list[str]] = {}
+    for of, own in NETWORKS:
+        kinds.setdefault(of, []).append(own)
+    known, text = kinds[check_choice("the kind of network", kind, kinds)], check_path(f"the {kind}", name)
+    row = NETWORKS.get((kind, text))
+    location = os.path.expanduser(row.location) if row else text
+    if os.path.isdir(location):
+        if not os.path.isfile(os.path.join(location, "config.json")):
             raise FileNotFoundError(f"{location} holds no model: it has no config.json.")
-        return str(location)
+        return location
     if row and row.trainer:
         raise FileNotFoundError(f"The offline {kind} is not at {location}; `python -m {row.trainer}` trains it.")
-    if row or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
-        return row.location if row else str(name)
-    known = [own for of, own in NETWORKS if of == kind]
+    if row or _is_repository(text):
+        return location
     raise ValueError(
-        f"There is no {kind} {str(name)!r}: give {either(known)}, an existing folder, or owner/name{hint(name, known)}"
+        f"There is no {kind} {shown(text)}: give {either(known)}, an existing folder, or owner/name{hint(text, known)}"
     )
 
 
@@ -151,24 +155,24 @@ def find_model(name: str | Path = DEFAULT) -> Model:
 
     Raises ``ValueError`` with the near names for an unknown one, ``FileNotFoundError`` without the offline models.
     """
-    text = str(name)
+    text = check_path("a model", name)
     if text in MODELS:
         model = MODELS[text]
         if Path(model.location).is_absolute() and not (Path(model.location) / "model_index.json").is_file():
             raise FileNotFoundError(f"The offline model {text!r} is not at {model.location}; `make train` builds it.")
         return model
-    folder = Path(text).expanduser()
-    if text and folder.is_dir():
+    if os.path.isdir(text):
+        folder = Path(text)
         row = next((model for model in MODELS.values() if folder.resolve() == Path(model.location).resolve()), None)
         if row is not None:  # the folder of a row is that row: its ControlNets and scales come along
             return row
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline saved by save_pretrained.")
-        return Model(text, str(folder), _resolution(folder), vram_gb=0, licence="see its model card")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        return Model(str(name), text, _resolution(folder), vram_gb=0, licence="see its model card")
+    if _is_repository(text):
         return Model(text, text, resolution=0, vram_gb=0, licence="see its model card")
     raise ValueError(
-        f"There is no model {text!r}: give one of {', '.join(MODELS)}, an existing folder, or a repository id "
+        f"There is no model {shown(text)}: give one of {', '.join(MODELS)}, an existing folder, or a repository id "
         f"owner/name{hint(text, MODELS)}"
     )
 
@@ -177,14 +181,18 @@ def find_part(model: Model, part: str) -> str | None:
     """Say where a part of a model lives (``controlnet-canny``, ``dino``, ...): a folder, a repository id, or None."""
     if part in model.parts:
         return model.parts[part]
-    folder = Path(model.location) / part
-    return str(folder) if folder.is_dir() else None
+    folder = os.path.join(model.location, check_path("a part", part))
+    return folder if os.path.isdir(folder) else None
+
+
+def _is_repository(text: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text, re.ASCII) is not None and len(text) <= 96
 
 
 def _resolution(folder: Path) -> int:
     """Read a saved pipeline's picture size from its configs: latent side times the VAE's factor."""
     try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        unet, vae = (read_settings(folder / part / "config.json") for part in ("unet", "vae"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
@@ -192,14 +200,34 @@ def _resolution(folder: Path) -> int:
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """Take the device asked for if it is there; by default the GPU where there is one, else the CPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name is None:
-        return torch.device(next(kind for kind, available in there.items() if available))
-    kind = str(name).partition(":")[0]
-    if not there.get(kind, False):
-        usable = " or ".join(repr(known) for known, available in there.items() if available)
-        raise ValueError(f"There is no device {str(name)!r} here; take {usable}.")
+        return torch.device(next(kind for kind, count in there.items() if count))
+    if not isinstance(name, str | torch.device):
+        raise TypeError(f"A device is a word such as 'cpu' or 'cuda:0', not {shown(name)}.")
+    kind, _, number = str(name).partition(":")
+    if not (number or "0").isdecimal() or not int(number[:9] or "0") < there.get(kind, 0) or str(name).endswith(":"):
+        usable = " or ".join(repr(known) for known, count in there.items() if count)
+        raise ValueError(f"There is no device {shown(str(name))} here; take {usable}.")
     return torch.device(name)
+
+
+DTYPES = {
+    torch.float16: ("float16", "fp16", "half"),
+    torch.bfloat16: ("bfloat16", "bf16"),
+    torch.float32: ("float32", "fp32", "float"),
+    torch.float64: ("float64", "fp64", "double"),
+}
+
+
+def find_dtype(name: str | torch.dtype) -> torch.dtype:
+    """Take a precision, or the word for one, such as ``"fp16"``."""
+    word = str(name).removeprefix("torch.") if isinstance(name, str | torch.dtype) else ""
+    found = next((dtype for dtype, words in DTYPES.items() if word in words), None)
+    if found is None:
+        known = [words[0] for words in DTYPES.values()]
+        raise ValueError(f"A precision is torch.float16, or its word; there are {either(known)}, not {shown(name)}.")
+    return found
 
 
 def dtype_keyword(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -208,20 +236,29 @@ def dtype_keyword(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if numbers >= (0, 42) else "torch_dtype": dtype}
 
 
-def load_part(kind: type[Any], location: str, dtype: torch.dtype | None = torch.float32, **options):
-    """Load ``kind.from_pretrained(location)`` from safetensors; say in one sentence what is missing if it fails.
+def load_part(
+    kind: type[Any],
+    location: str,
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    device: str | torch.device = "cpu",
+    unused: tuple[str, ...] = (),
+    **options,
+):
+    """Load ``kind.from_pretrained(location)`` from safetensors, onto a ``device``; say in one sentence what is wrong.
 
-    ``dtype=None`` is for what has no weights: tokenizers and image processors.
+    Weights that are missing, left over, of another shape or not finite are refused, but for those whose names hold one
+    of ``unused``. ``dtype=None`` is for what has no weights: tokenizers, image processors and schedulers.
     """
+    place = find_device(device)
     if dtype is not None:
         of_diffusers = kind.__module__.startswith(("diffusers", __package__))
-        options = {"use_safetensors": True} | (dtype_keyword(dtype) if of_diffusers else {"dtype": dtype}) | options
+        options = (dtype_keyword(dtype) if of_diffusers else {"dtype": dtype}) | options
     try:
-        return kind.from_pretrained(location, **options)
+        made = load_whole(kind, location, weights=dtype is not None, unused=unused, **options)
     except OSError as error:
-        if Path(location).exists():
-            raise ValueError(f"{location} does not load as {kind.__name__}: {error}") from error
         raise not_on_disk(location) from error
+    return made if dtype is None else made.to(place)
 
 
 def not_on_disk(location: str) -> FileNotFoundError:

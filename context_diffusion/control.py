@@ -67,7 +67,7 @@ class DepthEstimator:
                 f"{name} has no depth estimator (no folder depth/); name one, such as 'sd15' for the hub's."
             )
         try:
-            network = load_part(AutoModelForDepthEstimation, location).eval().requires_grad_(False).to(device)
+            network = load_part(AutoModelForDepthEstimation, location, device=device).eval().requires_grad_(False)
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{location} is no depth network (such as DPT or Depth Anything): {reason}") from error

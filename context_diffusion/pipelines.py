@@ -1,14 +1,20 @@
 """Building and placing diffusers pipelines: the one file that knows their classes and the kinds of ControlNet."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
-from .checkpoints import DEFAULT, Model, find_device, find_model, find_part, load_part
+from .checkpoints import DEFAULT, Model, find_device, find_dtype, find_model, find_part, load_part, not_on_disk
+from .checks import check_flag, check_list, hint, reason, shown
 from .guidance import guidance_branches, pipeline_call
+from .loading import hub_answers, quiet, read_settings
+
+OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # options
 
 
 class GuidedForward:
@@ -60,31 +66,119 @@ def load_pipeline(
     control: str | Sequence[str] | None = None,
     image_to_image: bool = False,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     **options,
 ) -> DiffusionPipeline:
     """Load a plain diffusers pipeline by name: text to image, on ``device``, by default the GPU if there is one.
 
     ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
     wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.
-    ``dtype`` is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to ``from_pretrained``.
-    Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` for weights that cannot be had.
+    ``dtype``, or its word such as "fp16", is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to
+    ``from_pretrained``. Raises ``ValueError`` for an unknown name or a damaged part, ``FileNotFoundError`` for weights
+    that cannot be had.
     """
-    from diffusers import AutoPipelineForText2Image
-
     model = find_model(name)
     device = find_device(device)
-    if dtype is None:
-        dtype = torch.float16 if model.half_on_gpu and device.type == "cuda" else torch.float32
-    kinds = [control] if isinstance(control, str) else list(control or ())
+    check_flag("image_to_image", image_to_image)
+    half = model.half_on_gpu and device.type == "cuda"
+    dtype = (torch.float16 if half else torch.float32) if dtype is None else find_dtype(dtype)
+    kinds = [control] if isinstance(control, str) else [] if control is None else check_list("control", control, 8)
     controlnets = [load_controlnet(model, kind, dtype) for kind in kinds]
     controlnet = controlnets[0] if isinstance(control, str) else controlnets or None
     if model.parts and dtype == torch.float16:
         options.setdefault("variant", "fp16")  # half the download
-    pipe = load_part(AutoPipelineForText2Image, model.location, dtype, **options)
+    pipe = _from_parts(model.location, dtype, options)
+    for network in controlnets:
+        check_control_fits(network, pipe.unet, model)
     if controlnet is not None or image_to_image:
         pipe = as_pipeline(pipe, controlnet=controlnet, image_to_image=image_to_image)
     return place(pipe, device, model.vram_gb)
+
+
+def _from_parts(location: str, dtype: torch.dtype, options: Mapping[str, Any]) -> DiffusionPipeline:
+    """Load each part of a pipeline by itself, so that a damaged one is named, and put them together."""
+    from diffusers import AutoPipelineForText2Image
+
+    folder = _folder(location, options)
+    index, variant = read_settings(folder / "model_index.json"), options.get("variant")
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        kind = _class_of(entry) if isinstance(entry, list) and name not in options else None
+        if kind is None:
+            continue
+        network = issubclass(kind, torch.nn.Module)
+        in_variant = network and variant and any((folder / name).glob(f"*.{variant}.*safetensors"))
+        chosen = {"variant": variant} if in_variant else {}
+        parts[name] = load_part(kind, str(folder / name), dtype if network else None, **chosen)
+    others = {name: value for name, value in options.items() if name not in (*OF_THE_HUB, "variant")}
+    try:
+        with quiet("diffusers"):
+            pipe = AutoPipelineForText2Image.from_pretrained(folder, **parts | others)
+    except Exception as error:  # of the library, which raises anything on a wrong model_index.json
+        raise ValueError(f"{folder} does not load as a text-to-image pipeline: {reason(error)}.") from error
+    check_parts_fit(pipe, folder)
+    return pipe
+
+
+def _folder(location: str, options: Mapping[str, Any]) -> Path:
+    """The folder of a pipeline; one of the hub is downloaded, or found on this disk."""
+    if os.path.isdir(location):
+        return Path(location)
+    hub = {name: options[name] for name in (*OF_THE_HUB, "variant") if name in options}
+    try:
+        with quiet("diffusers", "huggingface_hub"):
+            hub.setdefault("local_files_only", not hub_answers())
+            return Path(DiffusionPipeline.download(location, use_safetensors=True, **hub))
+    except OSError as error:
+        raise not_on_disk(location) from error
+
+
+def _class_of(entry: Sequence) -> type[Any] | None:
+    """The class of a part that ``model_index.json`` names by library and class, if this file can load it."""
+    import diffusers
+    import transformers
+
+    library, name = entry if len(entry) == 2 else (None, None)
+    home = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
+    home = home or getattr(diffusers.pipelines, str(library), None)  # such as the safety checker's
+    found = getattr(home, str(name), None)
+    return found if isinstance(found, type) and hasattr(found, "from_pretrained") else None
+
+
+def check_parts_fit(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Refuse parts that are whole by themselves and of different sizes, before a network stumbles over another's."""
+    unet, vae = pipe.unet.config, pipe.vae.config
+    _same(folder, "unet", "in_channels", unet.in_channels, "the vae's latent_channels", vae.latent_channels)
+    widths = []
+    for suffix in ("", "_2"):
+        encoder, tokenizer = (getattr(pipe, part + suffix, None) for part in ("text_encoder", "tokenizer"))
+        if encoder is None or tokenizer is None:
+            continue
+        config, where = encoder.config, folder / f"tokenizer{suffix}"
+        widths.append(config.hidden_size)
+        try:
+            ids = tokenizer("a boat", padding="max_length", max_length=tokenizer.model_max_length)["input_ids"]
+        except Exception as error:  # of the library, on a tokenizer that is damaged; OverflowError without its length
+            raise ValueError(f"{where} cannot read a prompt: {reason(error)}.") from error
+        if not len(ids) <= config.max_position_embeddings or max(len(tokenizer), *ids) > config.vocab_size:
+            raise ValueError(
+                f"{where} and text_encoder{suffix} do not fit: {len(tokenizer)} words in {len(ids)} places, where the "
+                f"network reads {config.vocab_size} in {config.max_position_embeddings}."
+            )
+    if widths and unet.encoder_hid_dim_type is None and isinstance(unet.cross_attention_dim, int):
+        _same(folder, "unet", "cross_attention_dim", unet.cross_attention_dim, "the width of the text", sum(widths))
+
+
+def check_control_fits(network: ControlNetModel, unet: torch.nn.Module, model: Model) -> None:
+    """Refuse a ControlNet that was trained for another U-Net."""
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
+        _same(Path(model.location), "its ControlNet", name, network.config[name], "the U-Net's", unet.config[name])
+
+
+def _same(folder: Path, part: str, name: str, own: object, whose: str, other: object) -> None:
+    own, other = (list(value) if isinstance(value, tuple) else value for value in (own, other))
+    if own != other:
+        raise ValueError(f"{folder}: the parts do not fit: {part} has {name} {own}, and {whose} {other}.")
 
 
 def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetModel:
@@ -92,9 +186,11 @@ def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetMo
 
     Raises ``ValueError`` where the model has none, ``FileNotFoundError`` where its weights cannot be had.
     """
-    location = find_part(model, f"controlnet-{kind}")
+    location = find_part(model, f"controlnet-{kind}") if isinstance(kind, str) else None
     if location is None:
-        raise ValueError(f"{model.name!r} has no ControlNet {kind!r} beside it (controlnet-{kind}/).")
+        known = [*model.parts, *(path.name for path in Path(model.location).glob("controlnet-*"))]
+        near = hint(kind, [name.removeprefix("controlnet-") for name in known if name.startswith("controlnet-")])
+        raise ValueError(f"{shown(model.name)} has no ControlNet {shown(kind)} beside it (controlnet-.../){near}")
     network = load_part(ControlNetModel, location, dtype).eval().requires_grad_(False)
     if model.guided_control:
         network.forward = GuidedForward(network)

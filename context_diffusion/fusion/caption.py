@@ -41,7 +41,7 @@ class Captioner:
         from transformers import AutoTokenizer, BlipForConditionalGeneration
 
         location = find_network("captioner", name)
-        network = load_part(BlipForConditionalGeneration, location).eval().requires_grad_(False).to(device)
+        network = load_part(BlipForConditionalGeneration, location, device=device).eval().requires_grad_(False)
         tokenizer = load_part(AutoTokenizer, location, dtype=None)
         return cls(network, tokenizer, _preprocessing(location, network))
 

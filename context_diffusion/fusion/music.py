@@ -52,7 +52,7 @@ class MusicTagger:
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
         location = find_network("music model", name)
-        network = load_part(ClapModel, location).eval().requires_grad_(False).to(device)
+        network = load_part(ClapModel, location, device=device).eval().requires_grad_(False)
         return cls(network, *(load_part(kind, location, dtype=None) for kind in (AutoTokenizer, AutoFeatureExtractor)))
 
     @property

@@ -56,7 +56,7 @@ class Transcriber:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         location = find_network("transcriber", name)
-        network = load_part(WhisperForConditionalGeneration, location).eval().requires_grad_(False).to(device)
+        network = load_part(WhisperForConditionalGeneration, location, device=device).eval().requires_grad_(False)
         return cls(network, load_part(WhisperProcessor, location, dtype=None), **options)
 
     @property
