@@ -4,10 +4,14 @@
 
 ``LORA`` is a folder that diffusers loads: ``pipe.load_lora_weights("LORA")``. A picture ``a.png`` may have its own
 caption in ``a.txt`` next to it; ``--caption`` serves the others. You can interrupt at any time: what was learned so far
-is saved.
+is saved, and the same command goes on from there.
 """
 
-import argparse
+import hashlib
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,30 +19,46 @@ from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from .checkpoints import DEFAULT
-from .files import written_whole
-from .images import resize
+from .checks import LIMITS, check_count, check_finite, check_flag, check_number, check_text
+from .commands import Parser, run_command
+from .files import as_path, check_output, sweep, written_whole
+from .images import load_image, resize
 from .latents import encode_images, picture_size
 from .metrics.inputs import batched
 from .pipelines import load_pipeline
+from .stopping import check_step, signals_noted, taken_up
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention layer
+WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+PROGRESS = "unfinished.pt"  # beside it, until the last step is done
+STRETCH = 25  # steps between two writes of the progress
+LEAST_RATE = 1e-12
 
 
 def read_folder(folder: str | Path, caption: str) -> tuple[list[Path], list[str]]:
-    """The pictures of a folder, sorted by name, and the caption of each."""
-    folder = Path(folder)
+    """The pictures of a folder, sorted by name, and the caption of each; refuses pictures that cannot be read."""
+    folder, caption = as_path(folder, "images"), check_text("caption", caption).strip()
     if not folder.is_dir():
         raise FileNotFoundError(f"--images must be a folder of pictures; {folder} is not a folder.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
-    own = [file.with_suffix(".txt") for file in files]
-    captions = [text.read_text().strip() if text.is_file() else caption for text in own]
+    captions = [read_caption(file.with_suffix(".txt"), caption) for file in files]
     if "" in captions:
         name = files[captions.index("")].name
         raise ValueError(f"{name} has no caption: pass --caption, or write one into a .txt file next to it.")
+    for file in files:
+        load_image(file)
     return files, captions
+
+
+def read_caption(file: Path, otherwise: str) -> str:
+    """The text of a file, or another text where there is no such file."""
+    try:
+        return check_text(file.name, file.read_text(encoding="utf-8-sig")).strip() if file.is_file() else otherwise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it in that encoding.") from error
 
 
 def finetune(
@@ -57,8 +77,12 @@ def finetune(
     """Train a LoRA on the U-Net's attention, write it to the folder ``out``, and return the loss of every step.
 
     Training minimizes the error of the predicted noise (Ho et al. 2020, eq. 14; of the velocity for v-prediction
-    models) over the LoRA matrices alone. Raises ``FileNotFoundError`` or ``ValueError`` for pictures, captions or
-    numbers that will not do, before any model is loaded.
+    models) over the LoRA matrices alone. Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` for pictures,
+    captions, numbers or an output that will not do, before any model is loaded, and ``FloatingPointError`` where the
+    loss or its gradient is not finite, before either reaches the weights.
+
+    Kill it at any moment: the same call goes on from ``out/unfinished.pt``. Ctrl-C and SIGTERM let it finish its step
+    and save, then it raises ``KeyboardInterrupt``.
 
     Arguments:
         images: a folder of pictures.
@@ -70,29 +94,44 @@ def finetune(
         seed: of the batches, the noise and the matrices' start.
         progress: whether to show a progress bar.
     """
+    out = check_output(as_path(out, "out") / WEIGHTS, what="out").parent
+    steps = check_count("steps", steps, LIMITS["training_steps"])
+    batch_size = check_count("batch_size", batch_size, LIMITS["batch_size"])
+    rank = check_count("rank", rank, LIMITS["rank"])
+    learning_rate = check_number("learning_rate", learning_rate, LEAST_RATE, LIMITS["learning_rate"])
+    seed, hidden = check_count("seed", seed, LIMITS["seed"], 0), not check_flag("progress", progress)
     files, captions = read_folder(images, caption)
-    if min(steps, batch_size, rank) < 1 or not learning_rate > 0:
-        raise ValueError(
-            "steps, batch_size, rank and learning_rate must be positive; "
-            f"got {steps}, {batch_size}, {rank}, {learning_rate}."
-        )
+    asked = {"steps": steps, "batch_size": batch_size, "rank": rank, "learning_rate": learning_rate, "seed": seed}
+    asked |= {"model": str(model), "pictures and captions": digest(files, captions)}
     pipe = load_pipeline(model)
     if hasattr(pipe, "text_encoder_2"):
         raise ValueError(f"Fine-tuning works on tiny-scenes and Stable Diffusion 1.x and 2.x; {model} is SDXL.")
-    from peft import LoraConfig
-
-    torch.manual_seed(seed)
-    pipe.unet.requires_grad_(False)
-    pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
+    learner = Learner(pipe, rank, learning_rate, seed)
+    losses = learner.take_up(out / PROGRESS, asked)
     latents, text = encode(pipe, files, captions)
-    losses: list[float] = []
-    try:
-        for value in _descend(pipe, latents, text, steps, batch_size, learning_rate, seed, progress):
-            losses.append(value)
-    except KeyboardInterrupt:
-        tqdm.write(f"Stopped after {len(losses)} of {steps} steps; saving what was learned.")
-    save_lora(pipe, out)
+    bar = tqdm(total=steps, initial=len(losses), desc="fine-tuning", disable=hidden)
+    with bar, signals_noted() as signals:
+        while len(losses) < steps and not signals:
+            losses.append(learner.step(latents, text, batch_size, len(losses)))
+            bar.update()
+            if len(losses) % STRETCH == 0:
+                learner.write(out / PROGRESS, asked, losses)
+        if signals:
+            learner.write(out / PROGRESS, asked, losses)
+        save_lora(pipe, out)
+    if signals:
+        raise KeyboardInterrupt(f"{out}: stopped at step {len(losses)} of {steps}; the same call goes on from there.")
+    (out / PROGRESS).unlink(missing_ok=True)
+    sweep(out / PROGRESS)
     return losses
+
+
+def digest(files: Sequence[Path], captions: Sequence[str]) -> str:
+    """Say in 16 digits what is learned from."""
+    found = hashlib.sha256(json.dumps(list(captions)).encode())
+    for file in files:
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -105,12 +144,24 @@ def encode(pipe, files: list[Path], captions: list[str]) -> tuple[torch.Tensor, 
     return latents, text
 
 
-def _descend(pipe, latents, text, steps, batch_size, learning_rate, seed, progress):
-    """Take one optimizer step at a time and yield its loss."""
-    scheduler, generator = pipe.scheduler, torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW([p for p in pipe.unet.parameters() if p.requires_grad], learning_rate)
-    pipe.unet.train()
-    for _ in tqdm(range(steps), desc="fine-tuning", disable=not progress):
+class Learner:
+    """The LoRA matrices of a pipeline's U-Net, their optimizer, and the random numbers of their training."""
+
+    def __init__(self, pipe, rank: int, learning_rate: float, seed: int):
+        from peft import LoraConfig
+
+        torch.manual_seed(seed)
+        pipe.unet.requires_grad_(False)
+        pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
+        self.pipe = pipe
+        self.weights = [weight for weight in pipe.unet.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, learning_rate)
+        self.generator = torch.Generator().manual_seed(seed)
+        pipe.unet.train()
+
+    def step(self, latents: torch.Tensor, text: torch.Tensor, batch_size: int, number: int) -> float:
+        """Update the matrices by one batch and return its loss; raises ``FloatingPointError`` instead of NaN."""
+        scheduler, generator = self.pipe.scheduler, self.generator
         index = torch.randint(len(latents), (batch_size,), generator=generator)
         timestep = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
         noise = torch.randn(latents[index].shape, generator=generator).to(latents)
@@ -119,27 +170,59 @@ def _descend(pipe, latents, text, steps, batch_size, learning_rate, seed, progre
         if scheduler.config.prediction_type == "v_prediction":
             target = scheduler.get_velocity(latents[index], noise, timestep)
         noisy = scheduler.add_noise(latents[index], noise, timestep)
-        loss = (pipe.unet(noisy, timestep, text[index]).sample.float() - target.float()).square().mean()
+        loss = (self.pipe.unet(noisy, timestep, text[index]).sample.float() - target.float()).square().mean()
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        yield loss.item()
-    pipe.unet.eval()
+        gradient = torch.nn.utils.get_total_norm([weight.grad for weight in self.weights])
+        check_step("finetune", number, loss=loss.item(), gradient=gradient.item())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def write(self, file: Path, asked: dict, losses: list[float]) -> None:
+        """Write how far the training is, whole."""
+        state = {
+            "asked": asked, "losses": losses, "weights": [weight.detach() for weight in self.weights],
+            "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(),
+        }  # fmt: skip
+        with written_whole(file) as temporary:
+            torch.save(state, temporary)
+
+    def take_up(self, file: Path, asked: dict) -> list[float]:
+        """Go on from where a call with the same arguments was stopped, and return its losses; else begin anew."""
+        if not file.exists():
+            return []
+        with taken_up(file):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            before, losses = dict(state["asked"]), list(state["losses"])
+        for name, value in asked.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{file} began with {name} {before.get(name)}, not {value}: give that again, or move the file "
+                    "away to begin anew."
+                )
+        with taken_up(file), torch.no_grad():
+            for weight, saved in zip(self.weights, state["weights"], strict=True):
+                weight.copy_(saved)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+        return losses
 
 
 def save_lora(pipe, out: str | Path) -> None:
-    """Write ``pytorch_lora_weights.safetensors`` into the folder ``out``, whole or not at all."""
+    """Write ``pytorch_lora_weights.safetensors`` into the folder ``out``, whole or not at all, and never with NaN."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-    with written_whole(Path(out) / "pytorch_lora_weights.safetensors") as temporary:
+    for name, matrix in layers.items():
+        check_finite(name, matrix)
+    with written_whole(Path(out) / WEIGHTS) as temporary:
         pipe.save_lora_weights(temporary.parent, unet_lora_layers=layers, weight_name=temporary.name)
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of pictures in the new style")
     parser.add_argument("--caption", default="", help="caption of the pictures that have none of their own")
     parser.add_argument("--out", required=True, help="folder to write the LoRA to")
@@ -156,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
