@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 # The most that is asked of one call, so that a slip of the finger is told at once and not by a full memory.
 LIMITS = {
     "num_images": 1024,
-    "context_images": 1024,
+    "images": 100_000,  # in a list
     "height": 8192,  # pixels
     "width": 8192,
     "pixels": 2**26,  # of all pictures of a call together
@@ -72,6 +72,12 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> str:
         near = hint(value, known) if isinstance(value, str) else "."
         raise ValueError(f"{name} is {either(map(repr, known))}; got {shown(value)}{near}")
     return value
+
+
+def check_texts(name: str, values: object) -> list[str]:
+    """Make a list of one text or of several, each checked by :func:`check_text`."""
+    given = [values] if isinstance(values, str) else check_list(name, values, LIMITS["images"])
+    return [check_text(name, value) for value in given]
 
 
 def check_text(name: str, value: object) -> str:

@@ -4,7 +4,6 @@ The average of several context pictures' vectors is one vector for the style the
 contextual embeddings").
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checkpoints import DEFAULT, find_model, find_network, find_part, load_part
-from .checks import normalized_weights
-from .images import ImageLike, dynamic_normalization, resize, to_tensor
+from .checks import check_finite, check_texts, normalized_weights
+from .images import ImageLike, dynamic_normalization, listed, resize, to_tensor
+from .loading import read_settings
 
 
 class Encoder(Protocol):
@@ -35,7 +35,7 @@ class Encoder(Protocol):
 
 
 def load_encoder(
-    name: str = "clip", model: str | Path = DEFAULT, *, device: str | torch.device = "cpu"
+    name: str | Path = "clip", model: str | Path = DEFAULT, *, device: str | torch.device = "cpu"
 ) -> "TransformersEncoder":
     """Load an encoder onto a ``device``.
 
@@ -46,13 +46,14 @@ def load_encoder(
     its folder has no such file, as offline, pixels are scaled to [-1, 1], and for CLIP normalized dynamically. Raises
     ``ValueError`` for an unknown name, ``FileNotFoundError`` if the weights cannot be found.
     """
-    location = find_part(find_model(model), name) if name in ("clip", "dino") else None
+    own = isinstance(name, str) and name in ("clip", "dino")
+    location = find_part(find_model(model), str(name)) if own else None
     location = location or find_network("encoder", name)
     from transformers import AutoModel
 
-    network = load_part(AutoModel, location).eval().requires_grad_(False).to(device)
+    network = load_part(AutoModel, location, device=device, unused=("pooler.",)).eval().requires_grad_(False)
     tokenizer = _tokenizer(location) if hasattr(network, "get_text_features") else None
-    return TransformersEncoder(name, network, _preprocessing(location, network), tokenizer)
+    return TransformersEncoder(str(name), network, _preprocessing(location, network), tokenizer)
 
 
 class TransformersEncoder:
@@ -64,21 +65,26 @@ class TransformersEncoder:
     @torch.inference_mode()
     def encode_images(self, images: Iterable[ImageLike]) -> Float[Tensor, "images dim"]:
         """Encode pictures: the projected vector of CLIP and SigLIP, or the class token of a ViT (DINO)."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.network.device)
+        pictures = listed(images)
+        if not pictures:
+            raise ValueError("There is nothing to encode: pass at least one picture.")
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.network.device)
         if hasattr(self.network, "get_image_features"):
-            return features(self.network.get_image_features(pixel_values=pixels))
-        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+            vectors = features(self.network.get_image_features(pixel_values=pixels))
+        else:
+            vectors = self.network(pixel_values=pixels).last_hidden_state[:, 0]
+        return check_finite("An embedding", vectors)
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
         """Encode sentences in the space of the pictures; a sentence longer than the model reads is cut."""
         if self.tokenizer is None:
             raise TypeError(f"{self.name!r} encodes pictures only; for text take 'clip' or 'siglip'.")
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = check_texts("a sentence", texts)
         length = self.network.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids = tokens["input_ids"].to(self.network.device)  # no mask: CLIP looks back only, SigLIP was trained without
-        return features(self.network.get_text_features(input_ids=ids))
+        return check_finite("An embedding", features(self.network.get_text_features(input_ids=ids)))
 
 
 def features(output) -> Float[Tensor, "batch dim"]:
@@ -96,9 +102,9 @@ def average_embeddings(
     >>> average_embeddings(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [3, 1])
     tensor([0.7500, 0.2500])
     """
-    if not len(embeddings):
+    if embeddings.ndim == 0 or not len(embeddings):
         raise ValueError("There is nothing to average: pass the embeddings of at least one picture.")
-    scaled = embeddings.new_tensor(normalized_weights(weights, len(embeddings), "image"))
+    scaled = embeddings.new_tensor(normalized_weights(weights, len(check_finite("Embeddings", embeddings)), "image"))
     return einsum(scaled, embeddings, "images, images ... -> ...")
 
 
@@ -132,7 +138,7 @@ def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLi
             return lambda image: vision_inputs(to_tensor(resize(image, 2 * size))[None], size)[0][0]
         return lambda image: F.avg_pool2d(to_tensor(resize(image, 2 * size)), 2) * 2 - 1
     if settings.is_file():
-        numbers = json.loads(settings.read_text())
+        numbers = read_settings(settings)
     else:
         from transformers import AutoImageProcessor
 

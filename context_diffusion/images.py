@@ -5,7 +5,7 @@ Every function that takes an image accepts a path, a PIL image, a uint8 or float
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .checks import LIMITS, check_list
 from .files import written_whole
 from .reading import MAX_PIXELS, read_image
 
@@ -68,11 +69,16 @@ def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return read_image(source, max_pixels=max_pixels)
 
 
-def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """Make a list of one image, or of a sequence of them; an array or a tensor is one image."""
-    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+def listed(images: object) -> list:
+    """Make a list of one image, of a batch (four axes), or of any iterable of images; what is none of them stays one.
+
+    Raises ``ValueError`` for more than :data:`checks.LIMITS` allows.
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | bytes | Mapping) or not isinstance(images, Iterable):
         return [images]
-    return list(images)
+    return check_list("a list of images", images, LIMITS["images"])
 
 
 def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> Image.Image:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import check_size
-from .images import ImageLike, resize, to_tensor
+from .checks import LIMITS, check_count, check_finite, check_size, check_text, check_texts
+from .images import ImageLike, listed, resize, to_tensor
 
 Latents = Float[Tensor, "images channels height width"]
 
@@ -21,7 +21,9 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     >>> [each.initial_seed() for each in generators(5, 2)]
     [5, 6]
     """
-    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+    count = check_count("count", count, LIMITS["images"], low=0)
+    first = check_count("seed", seed, LIMITS["seed"] - count, low=0)
+    return [torch.Generator().manual_seed(first + index) for index in range(count)]
 
 
 def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:
@@ -30,8 +32,7 @@ def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]
     trained = trained if isinstance(trained, int) else trained[0]
     side = trained * pipe.vae_scale_factor
     size = (side if width is None else width, side if height is None else height)
-    check_size(*size, multiple=math.lcm(8, pipe.vae_scale_factor))
-    return size
+    return check_size(*size, multiple=math.lcm(8, pipe.vae_scale_factor))
 
 
 def encode_images(pipe, images: Sequence[ImageLike], width: int | None = None, height: int | None = None) -> Latents:
@@ -42,7 +43,10 @@ def encode_images(pipe, images: Sequence[ImageLike], width: int | None = None, h
     VAE cannot halve.
     """
     vae, size = pipe.vae, picture_size(pipe, width, height)
-    pixels = torch.stack([to_tensor(resize(image, size)) for image in images]) * 2 - 1
+    pictures = listed(images)
+    if not pictures:
+        raise ValueError("There is nothing to encode: pass at least one picture.")
+    pixels = torch.stack([to_tensor(resize(picture, size)) for picture in pictures]) * 2 - 1
     dtype = vae.dtype
     upcast = dtype == torch.float16 and vae.config.force_upcast
     try:
@@ -56,18 +60,21 @@ def encode_images(pipe, images: Sequence[ImageLike], width: int | None = None, h
     if mean is not None and std is not None:
         shape = (1, -1, 1, 1)
         latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(std).view(shape)
-    return latents * vae.config.scaling_factor
+    return check_finite("The latents of pictures", latents * vae.config.scaling_factor)
 
 
 def encode_prompts(
     pipe, prompts: Sequence[str], negative_prompt: str | None, width: int, height: int
 ) -> dict[str, Float[Tensor, "references ..."]]:
     """The text embeddings of both guidance branches, and SDXL's pooled ones and sizes, on the CPU."""
-    negative = None if negative_prompt is None else [negative_prompt] * len(prompts)
-    arguments = {"prompt": list(prompts), "negative_prompt": negative, "device": pipe._execution_device}
+    prompts = check_texts("a prompt", prompts)
+    negative = None if negative_prompt is None else [check_text("negative_prompt", negative_prompt)] * len(prompts)
+    arguments = {"prompt": prompts, "negative_prompt": negative, "device": pipe._execution_device}
     encoded = pipe.encode_prompt(**arguments, num_images_per_prompt=1, do_classifier_free_guidance=True)
     names = ("cond", "uncond", "pooled_cond", "pooled_uncond")[: len(encoded)]
-    embeddings = {name: rows.detach().cpu() for name, rows in zip(names, encoded, strict=True)}
+    embeddings = {
+        name: check_finite("Text embeddings", rows).detach().cpu() for name, rows in zip(names, encoded, strict=True)
+    }
     if pipe.unet.config.addition_embed_type == "text_time":
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).float()  # original size, crop corner, target size
         expected = pipe.unet.add_embedding.linear_1.in_features
