@@ -101,7 +101,13 @@ def finetune(
     learning_rate = check_number("learning_rate", learning_rate, LEAST_RATE, LIMITS["learning_rate"])
     seed, hidden = check_count("seed", seed, LIMITS["seed"], 0), not check_flag("progress", progress)
     files, captions = read_folder(images, caption)
-    asked = {"steps": steps, "batch_size": batch_size, "rank": rank, "learning_rate": learning_rate, "seed": seed}
+    asked: dict[str, object] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "rank": rank,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     asked |= {"model": str(model), "pictures and captions": digest(files, captions)}
     pipe = load_pipeline(model)
     if hasattr(pipe, "text_encoder_2"):
