@@ -49,6 +49,16 @@ def as_path(path: object, what: str = "A path") -> Path:
         return Path(text)
 
 
+def shown_path(path: str | os.PathLike) -> str:
+    r"""Show a path in a sentence of one line, whatever characters its names have.
+
+    >>> shown_path("a\nb.png")
+    'a\\nb.png'
+    """
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path))
+    return text if len(text) <= 200 else f"{text[:80]}...{text[-80:]}"
+
+
 def check_output(path: object, suffixes: Collection[str] = (), what: str = "The output") -> Path:
     """Return the path of a file that can be written, or say in one sentence why not, before any work is done.
 
@@ -155,9 +165,9 @@ def _lock(handle: int) -> bool:
 def _check_file(target: Path, what: str) -> None:
     """Refuse what is there and no file; raises ``OSError`` for a name that is too long."""
     if target.is_dir():
-        raise ValueError(f"{what} names a file, and {target} is a folder.")
+        raise ValueError(f"{what} names a file, and {shown_path(target)} is a folder.")
     if target.exists() and not target.is_file():
-        raise ValueError(f"{what} names a file, and {target} is a device or a pipe.")
+        raise ValueError(f"{what} names a file, and {shown_path(target)} is a device or a pipe.")
 
 
 def _folder_to_be(folder: Path, what: str) -> Path:
@@ -167,7 +177,7 @@ def _folder_to_be(folder: Path, what: str) -> Path:
         missing.append(folder.name)
         folder = folder.parent
     if not folder.is_dir():
-        raise ValueError(f"{what} cannot be written: {folder} is not a folder.")
+        raise ValueError(f"{what} cannot be written: {shown_path(folder)} is not a folder.")
     for name in missing:
         with suppress(FileNotFoundError):
             os.lstat(folder / name)  # raises OSError for a name that is too long
@@ -207,5 +217,4 @@ def _cannot_write(path: Path, error: OSError, what: str = "The output") -> str:
     reason = {errno.ENOSPC: "the disk is full", errno.ENOENT: "no file can be made there"}.get(
         error.errno or 0, (error.strerror or str(error)).lower()
     )
-    shown = str(path) if len(str(path)) < 200 else f"{str(path)[:80]}...{str(path)[-40:]}"
-    return f"{what} {shown} cannot be written: {reason}; name another file or folder."
+    return f"{what} {shown_path(path)} cannot be written: {reason}; name another file or folder."
