@@ -24,6 +24,8 @@ LIMITS = {
     "pixels": 2**26,  # of all pictures of a call together
     "guidance_scale": 1000,
     "control_scale": 1000,
+    "requests": 1_000_000,
+    "sources": 1000,  # of a prompt
     "weights": 100_000,
     "characters": 100_000,  # of a text
     "seed": 2**63 - 1,  # the largest that torch takes
@@ -109,7 +111,7 @@ def check_callback(name: str, value: Given) -> Given:
     return value
 
 
-def check_list(name: str, values: Iterable[Given], most: float) -> list[Given]:
+def check_list(name: str, values: object, most: float) -> list:
     """Make a list of at most ``most`` values of what is iterable and has an order; a text is one value, not many."""
     values = plain(values)
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):

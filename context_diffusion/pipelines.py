@@ -1,18 +1,20 @@
 """Building and placing diffusers pipelines: the one file that knows their classes and the kinds of ControlNet."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetOutput
+from transformers import CLIPVisionModelWithProjection
 
 from .checkpoints import DEFAULT, Model, find_device, find_dtype, find_model, find_part, load_part, not_on_disk
 from .checks import check_flag, check_list, hint, reason, shown
 from .guidance import guidance_branches, pipeline_call
-from .loading import hub_answers, quiet, read_settings
+from .loading import check_safetensors, check_weights, hub_answers, quiet, read_settings
 
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # options
 
@@ -108,7 +110,7 @@ def _from_parts(location: str, dtype: torch.dtype, options: Mapping[str, Any]) -
             continue
         network = issubclass(kind, torch.nn.Module)
         in_variant = network and variant and any((folder / name).glob(f"*.{variant}.*safetensors"))
-        chosen = {"variant": variant} if in_variant else {}
+        chosen: dict[str, Any] = {"variant": variant} if in_variant else {}
         parts[name] = load_part(kind, str(folder / name), dtype if network else None, **chosen)
     others = {name: value for name, value in options.items() if name not in (*OF_THE_HUB, "variant")}
     try:
@@ -148,7 +150,7 @@ def _class_of(entry: Sequence) -> type[Any] | None:
 def check_parts_fit(pipe: DiffusionPipeline, folder: Path) -> None:
     """Refuse parts that are whole by themselves and of different sizes, before a network stumbles over another's."""
     unet, vae = pipe.unet.config, pipe.vae.config
-    _same(folder, "unet", "in_channels", unet.in_channels, "the vae's latent_channels", vae.latent_channels)
+    check_same(folder / "unet", "in_channels", unet.in_channels, "the vae's latent_channels are", vae.latent_channels)
     widths = []
     for suffix in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + suffix, None) for part in ("text_encoder", "tokenizer"))
@@ -166,19 +168,39 @@ def check_parts_fit(pipe: DiffusionPipeline, folder: Path) -> None:
                 f"network reads {config.vocab_size} in {config.max_position_embeddings}."
             )
     if widths and unet.encoder_hid_dim_type is None and isinstance(unet.cross_attention_dim, int):
-        _same(folder, "unet", "cross_attention_dim", unet.cross_attention_dim, "the width of the text", sum(widths))
+        check_same(folder / "unet", "cross_attention_dim", unet.cross_attention_dim, "the text's width is", sum(widths))
 
 
 def check_control_fits(network: ControlNetModel, unet: torch.nn.Module, model: Model) -> None:
     """Refuse a ControlNet that was trained for another U-Net."""
     for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
-        _same(Path(model.location), "its ControlNet", name, network.config[name], "the U-Net's", unet.config[name])
+        check_same(f"The ControlNet of {model.name}", name, network.config[name], "the U-Net's is", unet.config[name])
 
 
-def _same(folder: Path, part: str, name: str, own: object, whose: str, other: object) -> None:
+def check_same(where: str | Path, name: str, own: object, whose: str, other: object) -> None:
+    """Refuse two parts that do not fit: ``name`` is one number in one's config and another in the other's."""
     own, other = (list(value) if isinstance(value, tuple) else value for value in (own, other))
     if own != other:
-        raise ValueError(f"{folder}: the parts do not fit: {part} has {name} {own}, and {whose} {other}.")
+        raise ValueError(f"{where} does not fit: its {name} is {shown(own)}, and {whose} {shown(other)}.")
+
+
+def load_adapter(pipe: DiffusionPipeline, root: str, subfolder: str, name: str, encoder: str) -> None:
+    """Load an IP-Adapter's file ``name`` and its image encoder into a pipeline, both from ``root``."""
+    local = os.path.isdir(root)
+    if local:
+        check_safetensors(Path(root, subfolder, name))
+    if pipe.image_encoder is None:
+        network = load_part(CLIPVisionModelWithProjection, root, pipe.unet.dtype, subfolder=encoder)
+        pipe.register_modules(image_encoder=network.eval().requires_grad_(False).to(pipe.device))
+    try:
+        pipe.load_ip_adapter(
+            root, subfolder=subfolder, weight_name=name, image_encoder_folder=None, local_files_only=not hub_answers()
+        )
+    except Exception as error:  # of the library, which raises anything on a damaged file
+        if isinstance(error, OSError) and not local:
+            raise not_on_disk(root) from error
+        raise ValueError(f"{root}/{name} does not load as an IP-Adapter: {reason(error)}.") from error
+    check_weights(pipe.unet, {}, f"{root}/{name}")
 
 
 def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetModel:
@@ -195,6 +217,18 @@ def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetMo
     if model.guided_control:
         network.forward = GuidedForward(network)
     return network
+
+
+@contextmanager
+def kept_adapter_scale(unet: torch.nn.Module) -> Iterator[None]:
+    """Put the scales of a U-Net's IP-Adapters back at the end of the block: they are the user's."""
+    adapters = [module for module in unet.modules() if hasattr(module, "to_k_ip") and hasattr(module, "scale")]
+    scales = [list(adapter.scale) for adapter in adapters]
+    try:
+        yield
+    finally:
+        for adapter, scale in zip(adapters, scales, strict=True):
+            adapter.scale[:] = scale
 
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:

@@ -14,13 +14,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import Model, load_part, not_on_disk
+from ..checkpoints import Model, load_part
+from ..checks import check_finite
 from ..encoders import average_embeddings, vision_inputs
 from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
 from ..latents import encode_images
+from ..pipelines import check_same, load_adapter
 from .projector import ContextProjector
 from .request import CheckedRequest
 
+# what encode_prompt returns, under the names that a pipeline takes; Stable Diffusion XL has all four
+EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 HIDDEN = 0.05  # alpha-bar below which noise hides the mean colour of a picture from the network
 
 Latents = Float[Tensor, "images channels h w"]
@@ -70,7 +74,8 @@ class HeldColour:
 class Contexts:
     """Contexts that do not act at all: the prompt is passed as it is."""
 
-    strength = 1.0  # of image-to-image from ``start``
+    starts = False  # whether ``start`` may give a picture
+    strength = 1.0  # of image-to-image from it
 
     def kind(self, request: CheckedRequest) -> object:
         """What of its contexts the pictures of one batch must have in common; by default nothing."""
@@ -126,19 +131,23 @@ class TokenContexts(Contexts):
     def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
         """Embed prompts and contexts: text tokens, then context tokens; zeros in the branch without condition."""
 
-        def text(request: CheckedRequest) -> tuple[Tensor, Tensor]:
-            return pipe.encode_prompt(request.prompt, pipe._execution_device, 1, True, request.negative_prompt)
+        def text(request: CheckedRequest) -> tuple[Tensor, ...]:
+            return pipe.encode_prompt(
+                request.prompt,
+                device=pipe._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+                negative_prompt=request.negative_prompt or None,
+            )
 
         texts = once(requests, lambda request: (request.prompt, request.negative_prompt), text)
-        positive, negative = (torch.cat(rows) for rows in zip(*texts, strict=True))
+        embeddings = dict(zip(EMBEDDINGS, (torch.cat(rows) for rows in zip(*texts, strict=True)), strict=False))
         if not requests[0].contexts:
-            return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+            return embeddings
         of_contexts = once(requests, by_contexts, lambda request: self.tokens(request.contexts, request.weights))
-        tokens = torch.cat(of_contexts).to(positive)
-        embeddings = {
-            "prompt_embeds": torch.cat([positive, tokens], dim=1),
-            "negative_prompt_embeds": torch.cat([negative, torch.zeros_like(tokens)], dim=1),
-        }
+        tokens = check_finite("Context tokens", torch.cat(of_contexts)).to(embeddings["prompt_embeds"])
+        for name, added in (("prompt_embeds", tokens), ("negative_prompt_embeds", torch.zeros_like(tokens))):
+            embeddings[name] = torch.cat([embeddings[name], added], dim=1)
         if self.held_below is None or not from_noise or not hasattr(pipe.scheduler, "alphas_cumprod"):
             return embeddings
         colour = HeldColour(self.colour(pipe, requests), self.held_below)
@@ -177,10 +186,7 @@ class AdapterContexts(Contexts):
             if len(names) != 1:
                 raise ValueError(f"{root} must hold one .safetensors file and image_encoder/; it holds {names}.")
             subfolder, name, encoder = "", names[0], "image_encoder"
-        try:
-            pipe.load_ip_adapter(root, subfolder=subfolder, weight_name=name, image_encoder_folder=encoder)
-        except OSError as error:
-            raise not_on_disk(root) from error
+        load_adapter(pipe, root, subfolder, name, encoder)
         return cls()
 
     def kind(self, request: CheckedRequest) -> object:
@@ -203,6 +209,7 @@ class AdapterContexts(Contexts):
 class ColourContexts(Contexts):
     """No trained part at all: the picture starts from the query in the contexts' colours (image to image)."""
 
+    starts = True
     strength = 0.9
 
     def start(self, request: CheckedRequest) -> Image.Image | None:
@@ -215,6 +222,16 @@ class ColourContexts(Contexts):
         statistics = average_embeddings(dynamic_normalization(pixels)[1], request.weights)
         values, _ = dynamic_normalization(to_tensor(resize(request.query, request.size)))
         return to_pil(denormalize(values, statistics))
+
+
+def check_projector_fits(contexts: TokenContexts, unet: torch.nn.Module, model: Model) -> None:
+    """Refuse a projector that was trained for another vision tower or another U-Net."""
+    own, vision, folder = contexts.projector.config, contexts.vision.config, f"{model.location}/context_projector"
+    check_same(folder, "vision_width", own.vision_width, "the image_encoder's width is", vision.hidden_size)
+    check_same(folder, "patches", own.patches, "the image_encoder's are", vision.image_size // vision.patch_size)
+    check_same(
+        folder, "cross_attention_dim", own.cross_attention_dim, "the U-Net's is", unet.config.cross_attention_dim
+    )
 
 
 Made = TypeVar("Made")

@@ -6,6 +6,7 @@ a plain one of diffusers. Every picture goes one way: the request is checked who
 encoded, the pipeline called.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,14 +18,23 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..checkpoints import DEFAULT, Model, find_model, find_part
-from ..checks import check_count
+from ..checks import LIMITS, check_callback, check_count, check_finite, check_flag, check_list, shown
 from ..control import Layout
 from ..fusion import FusedPrompt, Source
 from ..images import ImageLike, resize
-from ..pipelines import as_pipeline, load_pipeline, place
-from .contexts import AdapterContexts, ColourContexts, Contexts, TokenContexts, by_contexts, by_pixels, once
+from ..pipelines import as_pipeline, kept_adapter_scale, load_pipeline, place
+from .contexts import (
+    AdapterContexts,
+    ColourContexts,
+    Contexts,
+    TokenContexts,
+    by_contexts,
+    by_pixels,
+    check_projector_fits,
+    once,
+)
 from .query import Plan, QueryPlanner
-from .request import CheckedRequest, Request, check_request, image_seeds
+from .request import CheckedRequest, Request, check_request, image_generators
 
 
 class ContextDiffusion:
@@ -44,7 +54,11 @@ class ContextDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = DEFAULT, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        cls,
+        name: str | Path = DEFAULT,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> "ContextDiffusion":
         """Load a model by name (``"tiny-scenes"``, ``"sd15"``, ``"sdxl"``), folder, or repository id.
 
@@ -57,6 +71,7 @@ class ContextDiffusion:
         contexts: Contexts = ColourContexts()
         if (Path(model.location) / "context_projector").is_dir():
             contexts = TokenContexts.load(model, pipe.device, pipe.unet.dtype)
+            check_projector_fits(contexts, pipe.unet, model)
         elif root := find_part(model, "ip-adapter"):
             try:
                 contexts = AdapterContexts.load(pipe, root, model.adapter_file)
@@ -111,23 +126,17 @@ class ContextDiffusion:
 
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.
         """
-        check_count("num_images", num_images)
-        if seed is not None and generator is not None:
-            raise ValueError("Give seed or generator, not both.")
-        seeds: Sequence[int | None]
-        if isinstance(generator, Sequence):
-            seeds, drawers = [None] * num_images, list(generator)
-        else:
-            seeds = drawn = image_seeds(seed, generator, num_images)
-            drawers = [torch.Generator().manual_seed(each) for each in drawn]
-        if len(drawers) != num_images:
-            raise ValueError(f"Give one generator for each image: {num_images} image(s), {len(drawers)} generator(s).")
+        num_images = check_count("num_images", num_images, LIMITS["num_images"])
+        check_callback("callback_on_step_end", callback_on_step_end)
+        progress = check_flag("progress", progress)
+        seeds, drawers = image_generators(seed, generator, num_images)
         request = Request(
             query_image, context_images, prompt, negative_prompt=negative_prompt, layout=layout,
             control_scale=control_scale, weights=weights, strength=strength, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, generator=drawers[0], height=height, width=width,
         )  # fmt: skip
-        checked = check_request(request, self.pipeline, self.model)
+        checked = self._checked(request)
+        check_count("width times height times num_images", math.prod(checked.size) * num_images, LIMITS["pixels"])
         requests = [replace(checked, seed=own, generator=of) for own, of in zip(seeds, drawers, strict=True)]
         images = self._draw(requests, callback_on_step_end, progress)
         return images if num_images > 1 else images[0]
@@ -147,15 +156,16 @@ class ContextDiffusion:
         reference. All are checked before any is drawn; raises as :meth:`__call__` does. ``callback_on_step_end`` and
         ``progress`` are as there.
         """
-        check_count("batch_size", batch_size)
-        asked = [requests] if isinstance(requests, Request) else list(requests)
+        batch_size, progress = check_count("batch_size", batch_size), check_flag("progress", progress)
+        check_callback("callback_on_step_end", callback_on_step_end)
+        asked = [requests] if isinstance(requests, Request) else check_list("requests", requests, LIMITS["requests"])
         wrong = next((each for each in asked if not isinstance(each, Request)), None)
         if wrong is not None:
-            raise TypeError(f"draw takes requests, such as cd.Request(prompt='a boat'), not {wrong!r}.")
+            raise TypeError(f"draw takes requests, such as cd.Request(prompt='a boat'), not {shown(wrong)}.")
         drawers = [id(request.generator) for request in asked if request.generator is not None]
         if len(set(drawers)) < len(drawers):
             raise ValueError("Give each request a generator of its own: one that several share depends on their order.")
-        checked = [check_request(request, self.pipeline, self.model) for request in asked]
+        checked = [self._checked(request) for request in asked]
         kinds: dict[tuple, list[int]] = {}
         for index, request in enumerate(checked):
             kinds.setdefault((request.kind, self.contexts.kind(request)), []).append(index)
@@ -168,6 +178,9 @@ class ContextDiffusion:
                 drawn |= zip(batch, images, strict=True)
                 bar.update(len(batch))
         return [drawn[index] for index in range(len(checked))]
+
+    def _checked(self, request: Request) -> CheckedRequest:
+        return check_request(request, self.pipeline, self.model, contexts_start=self.contexts.starts)
 
     def _draw(self, requests: Sequence[CheckedRequest], callback: Callable | None, progress: bool) -> list[Image.Image]:
         """Draw a batch of one kind, in the one place that draws: plan, encode the contexts, run the pipeline."""
@@ -182,17 +195,20 @@ class ContextDiffusion:
             pipe = as_pipeline(self.pipeline, controlnet=plans[0].controlnet, image_to_image=image_to_image)
             pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
             pipe.set_progress_bar_config(disable=not progress)
-            inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
-            if callback is not None:
-                inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
-                if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-                    inputs["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-            images = pipe(
-                num_inference_steps=first.steps,
-                guidance_scale=first.guidance_scale if first.guided else 1.0,
-                generator=[request.generator for request in requests],
-                **inputs,
-            ).images
+            with kept_adapter_scale(pipe.unet):
+                inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
+                if callback is not None:
+                    inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
+                    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+                        inputs["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+                pixels = pipe(
+                    num_inference_steps=first.steps,
+                    guidance_scale=first.guidance_scale if first.guided else 1.0,
+                    generator=[request.generator for request in requests],
+                    output_type="np",
+                    **inputs,
+                ).images
+            images = pipe.image_processor.numpy_to_pil(check_finite("A picture", pixels))
         return self._labelled(images, requests)
 
     def _labelled(self, images: list[Image.Image], requests: Sequence[CheckedRequest]) -> list[Image.Image]:
@@ -222,6 +238,9 @@ def _after(own: Callable | None, callback: Callable) -> Callable:
 
     def both(pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         tensors = tensors | own(pipe, step, timestep, tensors) if own else tensors
-        return tensors | (callback(pipe, step, timestep, tensors) or {})
+        changed = callback(pipe, step, timestep, tensors)
+        if not isinstance(changed, dict | None):
+            raise TypeError(f"callback_on_step_end returns a dictionary of tensors, or None, not {shown(changed)}.")
+        return tensors | (changed or {})
 
     return both

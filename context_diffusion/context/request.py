@@ -1,21 +1,19 @@
 """What a caller asks for, and the one place that checks it: every fault is told before any work starts."""
 
-import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..checkpoints import Model, find_part
-from ..checks import check_choice, check_count, check_number, normalized_weights
+from ..checks import LIMITS, check_choice, check_count, check_list, check_number, check_text, normalized_weights, shown
 from ..control import CONTROLS, LAYOUTS
 from ..fusion import FusedPrompt, Source, fuse_prompts
-from ..images import ImageLike, load_image
-from ..latents import generators, picture_size
+from ..images import ImageLike, listed, load_image
+from ..latents import picture_size
 
 Number = TypeVar("Number", int, float)
 
@@ -84,47 +82,35 @@ class CheckedRequest:
         return self.size, self.layout, self.returns_query, *given, *numbers
 
 
-def check_request(request: Request, pipe, model: Model) -> CheckedRequest:
-    """Read the images and the prompt of a request and check all of it; raise what teaches.
+def check_request(request: Request, pipe, model: Model, *, contexts_start: bool = False) -> CheckedRequest:
+    """Check all of a request and read its images and its prompt; raise what teaches.
 
-    Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError``; warns of words beyond the text encoder's length.
+    ``contexts_start`` says whether contexts give a picture to start from. Raises ``ValueError``, ``TypeError`` or
+    ``FileNotFoundError``; warns of words beyond the text encoder's length.
     """
-    contexts = [load_image(image) for image in as_list(request.context_images)]
-    query = None if request.query_image is None else load_image(request.query_image)
+    size = picture_size(pipe, request.width, request.height)
+    steps, most = _either(request.num_inference_steps, model.steps), pipe.scheduler.config.num_train_timesteps
+    steps = check_count("num_inference_steps", steps, most)
+    scale = check_scale("guidance_scale", _either(request.guidance_scale, model.guidance_scale))
+    control_scale = check_scale("control_scale", _either(request.control_scale, model.control_scale))
+    strength = None if request.strength is None else check_number("strength", request.strength, 0, 1)
+    negative = check_text("negative_prompt", request.negative_prompt)
+    one = None if request.generator is None else [check_generator(request.generator)]
+    (seed,), (generator,) = image_generators(request.seed, one, 1)
+    layout = check_layout(request.layout, request.query_image is not None, model)
+    given = [] if request.context_images is None else listed(request.context_images)
+    weights = _weights(request.weights, len(given))
+    if strength is not None and request.query_image is None and not (given and contexts_start):
+        raise ValueError("strength says how much of the query is drawn anew; pass query_image as well.")
     prompt = as_text(request.prompt, pipe, model)
-    if query is None and not contexts and not prompt.strip():
+    if request.query_image is None and not given and not prompt.strip():
         raise ValueError("Give at least one of query_image, context_images and prompt.")
-    if request.seed is not None and request.generator is not None:
-        raise ValueError("Give seed or generator, not both.")
-    if request.strength is not None:
-        check_number("strength", request.strength, 0, 1)
-    negative = "" if request.negative_prompt is None else request.negative_prompt
-    if not isinstance(negative, str):
-        raise TypeError(f"negative_prompt is a text, not {negative!r}.")
+    query = None if request.query_image is None else load_image(request.query_image)
+    contexts = [load_image(image) for image in given]
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
         warn_if_cut(text, pipe.tokenizer, name)
-    seed, generator = None, request.generator
-    if generator is None:
-        (seed,) = image_seeds(request.seed, None, 1)
-        (generator,) = generators(seed, 1)
     return CheckedRequest(
-        query,
-        contexts,
-        _weights(request.weights, len(contexts)),
-        prompt,
-        negative,
-        check_layout(request.layout, query is not None, model),
-        check_number("control_scale", _either(request.control_scale, model.control_scale), 0),
-        request.strength,
-        check_count(
-            "num_inference_steps",
-            _either(request.num_inference_steps, model.steps),
-            pipe.scheduler.config.num_train_timesteps,
-        ),
-        check_number("guidance_scale", _either(request.guidance_scale, model.guidance_scale), 0),
-        seed,
-        generator,
-        picture_size(pipe, request.width, request.height),
+        query, contexts, weights, prompt, negative, layout, control_scale, strength, steps, scale, seed, generator, size
     )
 
 
@@ -143,29 +129,47 @@ def check_layout(layout: str | None, has_query: bool, model: Model) -> str | Non
     return layout
 
 
-def as_list(images: object) -> list:
-    """Make a list of one image, of a batch, or of any iterable of images."""
-    if images is None:
-        return []
-    if isinstance(images, (np.ndarray, torch.Tensor)):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
-        return [images]
-    return list(images)
-
-
-def as_text(prompt: str | Source | FusedPrompt | Iterable, pipe, model: Model) -> str:
+def as_text(prompt: str | Source | FusedPrompt | Iterable | None, pipe, model: Model) -> str:
     """Take a prompt as it is, or fuse several sources into one within the text encoder's length."""
-    if prompt is None or isinstance(prompt, (str, FusedPrompt)):
-        return str(prompt or "")
-    sources = [prompt] if isinstance(prompt, Source) else list(prompt)
+    if isinstance(prompt, FusedPrompt):
+        prompt = prompt.text
+    if isinstance(prompt, Source):
+        prompt = [prompt]
+    if prompt is None or isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable):
+        return check_text("prompt", prompt)
+    sources = check_list("prompt", prompt, LIMITS["sources"])
     return fuse_prompts(sources, tokenizer=pipe.tokenizer, order=model.prompt_order).text if sources else ""
+
+
+def image_generators(
+    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> tuple[Sequence[int | None], list[torch.Generator]]:
+    """Give each of ``count`` images its seed and the generator of its noise; a ``generator`` alone draws the seeds.
+
+    Of several generators, one for each image, the seeds are not known: they are None.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("Give seed or generator, not both.")
+    if isinstance(generator, Sequence):
+        drawers = [check_generator(one) for one in generator]
+        if len(drawers) != count:
+            raise ValueError(f"Give one generator for each image: {count} image(s), {len(drawers)} generator(s).")
+        return [None] * count, drawers
+    seeds = image_seeds(seed, None if generator is None else check_generator(generator), count)
+    return seeds, [torch.Generator().manual_seed(each) for each in seeds]
+
+
+def check_generator(value: object) -> torch.Generator:
+    """Refuse what is no generator of torch."""
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator is a torch.Generator, or a list with one for each image, not {shown(value)}.")
+    return value
 
 
 def image_seeds(seed: int | None, generator: torch.Generator | None, count: int) -> list[int]:
     """Give each of ``count`` images a seed: ``seed``, ``seed + 1``, ..., or what ``generator`` (or chance) draws."""
     if seed is not None:
-        return [check_count("seed", seed, 2**63 - 1 - count, low=0) + index for index in range(count)]
+        return [check_count("seed", seed, LIMITS["seed"] - count, low=0) + index for index in range(count)]
     if generator is None:
         generator = torch.Generator()
         generator.seed()
@@ -181,6 +185,11 @@ def warn_if_cut(prompt: str, tokenizer, name: str = "prompt") -> None:
             f"The {name} is longer than the text encoder's {tokenizer.model_max_length} tokens; this is cut: {cut!r}",
             stacklevel=5,
         )
+
+
+def check_scale(name: str, value: object) -> float:
+    """Return a scale that is finite and within its limit."""
+    return check_number(name, value, 0, LIMITS[name])
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
