@@ -5,7 +5,8 @@
 #   make check      lint, and the tests without the lessons and the slow ones: the fast loop, a few minutes
 #   make lint       ruff, mypy on the public names, codespell, and whether the notebooks are stripped
 #   make lab        JupyterLab on the lessons
-#   make notebooks  every lesson executed, with outputs and as HTML                          -> build/notebooks/
+#   make site       the web site: lessons with their outputs, the module's reference, tables -> build/site/
+#   make colab      three lessons with the versions that Colab has, in an environment of their own
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
 #   make publish    what was trained, for the library to find: make publish ARGS="unet"      -> data/checkpoints/
@@ -25,17 +26,20 @@ TESTS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-RUNTIME := $(VENV)/.runtime
-DEV := $(VENV)/.dev
+# One stamp for each clone: an environment may serve several, whose requirements may differ.
+CLONE := $(shell pwd | cksum | cut -d' ' -f1)
+RUNTIME := $(VENV)/.runtime-$(CLONE)
+DEV := $(VENV)/.dev-$(CLONE)
+SET_UP := $(PYTHON) set_up.py $(VENV) $(PIP_ARGS)
+FIRST := notebooks/00_quickstart.ipynb
 COMPONENTS := vae clip unet controlnet-canny controlnet-depth decoder depth dino judge captioner speech music
 
-# Without an NVIDIA GPU the pin keeps pip from replacing a CPU build of torch with a newer one for CUDA.
-HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
-CONSTRAINTS := $(if $(filter-out 0,$(HAS_GPU)),,-c constraints-cpu.txt)
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(CONSTRAINTS)
 PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test check lint lab notebooks figures train train-decoder publish evaluate papers clean
+# Whatever is run here uses this clone, kernels included, whichever clone the environment was made for.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: help demo test check lint lab colab site figures train train-decoder publish evaluate papers clean mend
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -58,11 +62,15 @@ lint: $(DEV)
 	$(BIN)/codespell
 	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify
 
+# The server's root is the clone's: a lesson shows pictures and opens code that lie beside its folder.
 lab: $(RUNTIME)
-	$(BIN)/jupyter lab notebooks
+	$(RUN) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
 
-notebooks: $(DEV)
-	$(RUN) -m experiments.publishing.execution notebooks/*.ipynb
+colab: $(DEV)
+	COLAB=1 $(RUN) -m pytest -m colab tests/test_colab.py
+
+site: $(DEV)
+	$(RUN) -m experiments.publishing.site $(ARGS)
 
 figures: $(DEV)
 	$(RUN) -m experiments.publishing.manifest $(ARGS)
@@ -97,16 +105,12 @@ papers: $(DEV)
 clean:
 	rm -rf build out .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# The two stamps: what running needs, and what testing needs on top. An interrupted installation leaves no stamp and is
-# taken up again. The .pth file makes the repository importable from every folder, without building anything.
-$(RUNTIME): requirements.txt constraints-cpu.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
-	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@echo "Setting up $(VENV) (once; a few hundred megabytes) ..."
-	@$(PIP) -r requirements.txt
-	@$(RUN) -c 'import os, pathlib, sysconfig; pathlib.Path(sysconfig.get_paths()["purelib"], "context_diffusion.pth").write_text(os.getcwd() + "\n")'
+# The two stamps: what running needs, and what testing and the site need on top. An interrupted installation leaves no
+# stamp and is taken up again; so is an environment whose Python has gone.
+$(RUNTIME): requirements.txt constraints-cpu.txt $(if $(shell $(RUN) -c "" 2>/dev/null && echo works),,mend)
+	@$(SET_UP) -r requirements.txt
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
-	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(SET_UP) -r requirements.txt -r requirements-dev.txt
 	@touch $@
