@@ -111,11 +111,47 @@ def written_whole(path: str | bytes | os.PathLike) -> Iterator[Path]:
         temporary.replace(target)
         _to_disk(target.parent)
     except Exception as error:  # what encoders raise differs; that the disk is full is the cause of all of it
-        if _is_full(target.parent, error):
-            raise OSError(_cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from error
+        _check_room(target, error)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary folder, which takes the place of the folder ``path`` at the end of the block, as above.
+
+    A system renames no folder onto a full one: for a moment the old one is beside it. What dies in that moment is put
+    back by the next call.
+    """
+    folder = check_output_folder(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    before = folder.with_name(f".{folder.name}.before")
+    if before.exists() and not folder.exists():
+        before.rename(folder)
+    sweep(folder)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{_stem(folder)}.part-", suffix=folder.suffix))
+    handle = None if fcntl is None else os.open(temporary, os.O_RDONLY)
+    try:
+        if handle is not None:
+            _lock(handle)
+        yield temporary
+        temporary.chmod(0o755)
+        for part in (*temporary.rglob("*"), temporary):
+            _to_disk(part)
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            folder.rename(before)
+        temporary.rename(folder)
+        _to_disk(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    except Exception as error:
+        _check_room(folder, error)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 
@@ -197,6 +233,12 @@ def _is_full(folder: Path, error: Exception | None = None) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return shutil.disk_usage(folder).free < ROOM
+
+
+def _check_room(target: Path, error: Exception) -> None:
+    """Say that the disk is full where that is the cause of an error."""
+    if _is_full(target.parent, error):
+        raise OSError(_cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from error
 
 
 def _to_disk(path: Path) -> None:

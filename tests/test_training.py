@@ -341,7 +341,9 @@ def test_a_recipe_says_what_is_wrong_with_it(wrong, message):
         Recipe(**{"steps": 1, "batch_size": 1, "learning_rate": 1.0} | wrong)
 
 
-def test_the_command_line_overrides_the_recipe(monkeypatch):
+def test_the_command_line_overrides_the_recipe(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build" / "elsewhere").mkdir(parents=True)
     monkeypatch.setattr("sys.argv", ["vae", "--steps", "7", "--learning-rate", "0.5", "--start", "build/elsewhere"])
     recipe = Recipe.from_command_line(None, steps=100, batch_size=4, learning_rate=1e-3)
     assert recipe == Recipe(steps=7, batch_size=4, learning_rate=0.5, start="build/elsewhere")

@@ -18,10 +18,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from context_diffusion.files import ROOT, written_whole
+from context_diffusion.files import ROOT, folder_written_whole, written_whole
 
 from ..training.features import ENCODERS
-from ..training.saving import folder_written_whole
 from ..training.unet import new_scheduler
 
 FOLDERS = {  # run -> model and its folders
@@ -87,7 +86,8 @@ def publish_index(root: Path, *, with_scheduler: bool = False) -> None:
     ``with_scheduler`` writes the scheduler that training uses now, for a U-Net whose run did not yet keep its own.
     """
     if with_scheduler:
-        new_scheduler().save_pretrained(root / "scheduler")
+        with folder_written_whole(root / "scheduler") as temporary:
+            new_scheduler().save_pretrained(temporary)
     parts = {
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],

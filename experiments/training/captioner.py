@@ -8,6 +8,7 @@ hills under the sun, watercolor style". How often it is right on unseen scenes:
 ``python -m experiments.evaluation captions``.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPModel
 
 from context_diffusion.checkpoints import load_part
+from context_diffusion.commands import run_command
 from context_diffusion.files import TINY_SCENES
 from context_diffusion.images import dynamic_normalization
 from context_diffusion.scenes import Scene, TinyScenes, caption, words
@@ -128,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

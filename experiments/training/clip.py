@@ -8,12 +8,15 @@ target. The contrast is among the pictures of one pass: more processes or ``--ac
 each among fewer others.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from context_diffusion.commands import run_command
+from context_diffusion.files import folder_written_whole
 from context_diffusion.images import dynamic_normalization
 from context_diffusion.scenes import OBJECTS, STYLES
 from context_diffusion.scenes.judge import shrink
@@ -24,7 +27,7 @@ from .draws import Draws
 from .loop import train
 from .machine import processes
 from .recipe import Recipe
-from .saving import folder_written_whole, load_weights, save_half
+from .saving import load_weights, save_half
 from .tokenizer import new_tokenizer, token_ids
 
 SIDE = 64
@@ -100,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -11,6 +11,7 @@ The query of a sample is the layout of its target. For Canny it is the same scen
 flat, a fifth line art, the others any), whose edges are found as they are in sampling; for depth it is the exact depth.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,20 @@ from einops import repeat
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from context_diffusion.checkpoints import load_part
+from context_diffusion.commands import run_command
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.control import canny_map
-from context_diffusion.files import TINY_SCENES, written_whole
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.scenes import Scene, Style, render
 from context_diffusion.scenes.dataset import GROUP
 
-from .data import CACHE, pictures
+from .data import CACHE, kept, pictures
 from .draws import Draws
 from .features import features
 from .loop import train
 from .machine import device, processes
-from .recipe import Recipe
+from .recipe import Recipe, read_options
 from .saving import load_weights, save_half
 from .unet import condition, drawn, weighted_error
 
@@ -42,17 +45,17 @@ QUERY_STYLES = {"flat": 0.5, "line art": 0.2}  # the others: any style
 
 def query_edges(groups: int = GROUPS) -> np.ndarray:
     """Canny edges of the first pictures' layouts in other styles, packed bits (n, 128, 16)."""
-    file = CACHE / f"canny-{groups}.npy"
-    if not file.exists():
-        generator, rows = np.random.default_rng(0), []
-        for i in tqdm(range(groups * GROUP), desc="drawing queries", mininterval=5):
-            name = generator.choice([*QUERY_STYLES, ""], p=[*QUERY_STYLES.values(), 1 - sum(QUERY_STYLES.values())])
-            style = Style.draw(500_000_000 + i, **({"name": str(name)} if name else {}))
-            drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
-            rows.append(np.packbits(canny_map(drawn.image).numpy() > 0.5, axis=1))
-        with written_whole(file) as temporary:
-            np.save(temporary, np.stack(rows))
-    return np.load(file)
+    return kept(CACHE / f"canny-{groups}.npy", np.load, lambda file: np.save(file, _edges(groups)))
+
+
+def _edges(groups: int) -> np.ndarray:
+    generator, rows = np.random.default_rng(0), []
+    for i in tqdm(range(groups * GROUP), desc="drawing queries", mininterval=5):
+        name = generator.choice([*QUERY_STYLES, ""], p=[*QUERY_STYLES.values(), 1 - sum(QUERY_STYLES.values())])
+        style = Style.draw(500_000_000 + i, **({"name": str(name)} if name else {}))
+        drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
+        rows.append(np.packbits(canny_map(drawn.image).numpy() > 0.5, axis=1))
+    return np.stack(rows)
 
 
 def controls(kind: str) -> torch.Tensor:
@@ -66,9 +69,10 @@ def controls(kind: str) -> torch.Tensor:
 
 def frozen_parts(parts: Path) -> tuple[UNet2DConditionModel, ContextProjector]:
     """The trained U-Net and projector in ``parts``, which no step changes."""
-    unet = UNet2DConditionModel.from_pretrained(parts / "unet")
-    projector = ContextProjector.from_pretrained(parts / "context_projector")
-    return tuple(part.to(device()).float().requires_grad_(False) for part in (unet, projector))
+    kinds = {"unet": UNet2DConditionModel, "context_projector": ContextProjector}
+    return tuple(
+        load_part(kind, str(parts / name), device=device()).requires_grad_(False) for name, kind in kinds.items()
+    )
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -80,12 +84,12 @@ def main() -> None:
     """Train the ControlNet named by ``--kind``."""
     parser = Recipe.parser(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
     parser.add_argument("--kind", choices=("canny", "depth"), required=True, help="what its control maps show")
-    options = vars(parser.parse_args())
+    options = read_options(parser)
     kind, recipe = options.pop("kind"), Recipe(**options)
     name, parts = f"controlnet-{kind}", Path(recipe.start or TINY_SCENES)
     with processes().main_process_first():
         data, maps = features(parts, GROUPS), controls(kind)
-    scheduler = DDIMScheduler.from_pretrained(parts / "scheduler")
+    scheduler = load_part(DDIMScheduler, str(parts / "scheduler"), None)
     unet, projector = frozen_parts(parts)
     controlnet = new_controlnet(unet)
     if recipe.start and (parts / name).is_dir():
@@ -109,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -1,8 +1,12 @@
 """The training pictures, drawn once into a file and held in memory."""
 
 import itertools
-from concurrent.futures import ProcessPoolExecutor
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +14,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from tqdm.auto import tqdm
 
-from context_diffusion.files import ROOT, written_whole
+from context_diffusion.checks import reason
+from context_diffusion.files import ROOT, check_output, written_whole
 from context_diffusion.scenes import TinyScenes, labels
 
 from .draws import Draws
 
 GROUPS = 6000
 CACHE = ROOT / "build" / "scenes"
+
+Kept = TypeVar("Kept")
 
 
 def pictures(groups: int = GROUPS, first_group: int = 0) -> dict:
@@ -25,22 +32,52 @@ def pictures(groups: int = GROUPS, first_group: int = 0) -> dict:
     ``pixels`` (n, 128, 128, 3) uint8, ``depth`` (n, 128, 128) uint8, ``edges`` (n, 128, 16) packed bits, ``captions``,
     and the class indices ``object``, ``background``, ``style``.
     """
-    file = CACHE / f"{first_group}-{groups}.npz"
-    if not file.exists():
-        _draw(file, TinyScenes(groups, first_group))
+    return kept(
+        CACHE / f"{first_group}-{groups}.npz", _arrays, lambda file: _draw(file, TinyScenes(groups, first_group))
+    )
+
+
+def kept(file: Path, read: Callable[[Path], Kept], make: Callable[[Path], None]) -> Kept:
+    """Read what is made once and kept in ``build/``; a file that is damaged is said, and made again.
+
+    ``make`` writes to the path that it is given. Raises ``ValueError`` where nothing can be written, before any work.
+    """
+    if file.exists():
+        try:
+            return read(file)
+        except Exception as error:  # the decoders of cut files raise anything
+            tqdm.write(f"{file} is damaged ({reason(error)}): it is made again.")
+    check_output(file, what="What is made once")
+    with written_whole(file) as temporary:
+        make(temporary)
+    return read(file)
+
+
+@contextmanager
+def given_up_early(pool: Executor) -> Iterator[Executor]:
+    """Use a pool of workers; an interrupt waits for what has begun, and not for all that was asked for."""
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
     with np.load(file) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
 def _draw(file: Path, dataset: TinyScenes) -> None:
     columns: dict[str, list] = {}
-    with ProcessPoolExecutor() as pool:
+    deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is for the first alone
+    with given_up_early(ProcessPoolExecutor(**deaf)) as pool:
         rows = pool.map(_row, itertools.repeat(dataset), range(len(dataset)), chunksize=64)
         for row in tqdm(rows, desc="drawing scenes", total=len(dataset), mininterval=5):
             for key, value in row.items():
                 columns.setdefault(key, []).append(value)
-    with written_whole(file) as temporary:
-        np.savez(temporary, **{key: np.array(values) for key, values in columns.items()})
+    np.savez(file, **{key: np.array(values) for key, values in columns.items()})
 
 
 def _row(dataset: TinyScenes, index: int) -> dict:

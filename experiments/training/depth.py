@@ -6,12 +6,14 @@ A small ``DPTForDepthEstimation`` (Ranftl et al. 2021) on 64-pixel pictures; its
 nearest. Contrast and colour vary, and half of the pictures are mirrored, so that it reads shape rather than palette.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import DPTConfig, DPTForDepthEstimation
 
+from context_diffusion.commands import run_command
 from context_diffusion.scenes.judge import shrink
 
 from .clip import SIDE
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -8,6 +8,7 @@ sharpening keep it from collapsing. No label is used, and two pictures of the sa
 """
 
 import copy
+import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
+from context_diffusion.commands import run_command
 from context_diffusion.scenes.judge import shrink
 
 from .clip import SIDE
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -10,12 +10,13 @@ from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
+from context_diffusion.checkpoints import load_part
 from context_diffusion.context.projector import ContextProjector
-from context_diffusion.files import TINY_SCENES, written_whole
+from context_diffusion.files import TINY_SCENES
 from context_diffusion.scenes.judge import shrink
 
 from .clip import normalize
-from .data import CACHE, pictures, to_tensor
+from .data import CACHE, kept, pictures, to_tensor
 from .machine import autocast, device
 from .tokenizer import token_ids
 
@@ -38,11 +39,7 @@ def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.
     data: dict[str, torch.Tensor] = {}
     for name, (make, encoders) in makers.items():
         file = CACHE / f"{name}-{_digest(parts, encoders)}-{first_group}-{groups}.pt"
-        if not file.exists():
-            made = make(parts, pictures(groups, first_group))
-            with written_whole(file) as temporary:
-                torch.save(made, temporary)
-        data |= torch.load(file)
+        data |= kept(file, torch.load, lambda to, make=make: torch.save(make(parts, pictures(groups, first_group)), to))
     return {
         key: value.float() if value.dtype == torch.float16 and key != "latents" else value
         for key, value in data.items()
@@ -65,7 +62,7 @@ def _batches(pixels: np.ndarray, what: str):
 
 @torch.no_grad()
 def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
-    vae = AutoencoderKL.from_pretrained(parts / "vae").to(device()).float()
+    vae = load_part(AutoencoderKL, str(parts / "vae"), device=device())
     made = []
     with autocast():
         for pixels in _batches(arrays["pixels"], "latents"):
@@ -76,9 +73,9 @@ def _latents(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _clip_features(parts: Path, arrays: dict) -> dict[str, torch.Tensor]:
-    text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder").to(device()).float()
-    image_encoder = CLIPVisionModel.from_pretrained(parts / "image_encoder").to(device()).float()
-    tokenizer = CLIPTokenizer.from_pretrained(TINY_SCENES / "tokenizer")
+    text_encoder = load_part(CLIPTextModel, str(parts / "text_encoder"), device=device())
+    image_encoder = load_part(CLIPVisionModel, str(parts / "image_encoder"), device=device())
+    tokenizer = load_part(CLIPTokenizer, str(TINY_SCENES / "tokenizer"), None)
     projector, pooled, statistics = ContextProjector(), [], []
     with autocast():
         for pixels in _batches(arrays["pixels"], "context features"):

@@ -8,12 +8,14 @@ Batch normalization takes each pass by itself: ``--accumulate`` and more process
 fewer at a time.
 """
 
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from context_diffusion.commands import run_command
 from context_diffusion.scenes import TinyScenes
 from context_diffusion.scenes.judge import HEADS, shrink, split
 
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

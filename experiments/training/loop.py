@@ -8,12 +8,9 @@ What it makes goes to ``build/training/NAME/`` and nowhere else; publishing the 
 (``python -m experiments.publishing.weights``).
 """
 
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,14 +19,14 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from context_diffusion.files import ROOT
+from context_diffusion.files import check_output_folder
+from context_diffusion.stopping import check_step, signals_noted
 
 from .draws import Draws
 from .machine import autocast, processes
-from .recipe import Recipe
+from .recipe import FOLDER, Recipe
 from .run import EVERY, Run
 
-FOLDER = ROOT / "build" / "training"
 LONGEST = 1.0  # longer gradients are shortened to this norm
 
 Loss = Callable[[nn.Module, Draws], Tensor]
@@ -69,13 +66,15 @@ def train(
 
     Kill it at any moment: the same call goes on from the last checkpoint. SIGINT and SIGTERM let it finish its step and
     save, then it raises ``KeyboardInterrupt``. Raises ``FloatingPointError`` where the loss or the gradient is not
-    finite, before either reaches the weights, and ``ValueError`` for a batch that cannot be divided.
+    finite, before either reaches the weights, and ``ValueError`` for a batch that cannot be divided, a folder that
+    cannot be written, or a checkpoint that is damaged.
     """
+    folder = check_output_folder(folder or FOLDER / name, "The folder of a run")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     accelerator = new_accelerator(recipe)
     objective = accelerator.prepare(Objective(model.to(accelerator.device).train(), loss))
-    run = Run(name, model, recipe, folder or FOLDER / name)
+    run = Run(name, model, recipe, folder)
     kept, stopped = None, False
 
     def keep() -> None:
@@ -91,7 +90,8 @@ def train(
         while run.step < run.last and run.spent() < recipe.minutes and not stopped:
             value = add_gradients(objective, accelerator, recipe, run.step)
             value, run.seconds, stopped = _agreed(accelerator, value, time.monotonic() - run.clock, bool(signals))
-            _check_finite(run, value, nn.utils.clip_grad_norm_(model.parameters(), LONGEST))
+            length = nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
+            check_step(name, run.step, loss=value, gradient=length.item(), lower="--learning-rate")
             run.update(value)
             if after_step:
                 after_step(model)
@@ -126,25 +126,6 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-@contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in a list instead of obeying them; a second SIGINT interrupts at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if number == signal.SIGINT and number in noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    listens = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if listens}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _bar(run: Run, accelerator: Accelerator) -> tqdm:
     hidden = None if accelerator.is_main_process else True  # None: where nobody watches a terminal
     return tqdm(total=run.last, initial=run.step, desc=run.name, mininterval=5, disable=hidden)
@@ -171,12 +152,3 @@ def _agreed(accelerator: Accelerator, loss: float, seconds: float, stopped: bool
     own = torch.tensor([[loss, seconds, stopped]], dtype=torch.float64, device=accelerator.device)
     rows = accelerator.gather(own).cpu()
     return rows[:, 0].mean().item(), rows[0, 1].item(), bool(rows[:, 2].any())
-
-
-def _check_finite(run: Run, loss: float, gradient: Tensor) -> None:
-    for what, value in (("loss", loss), ("length of the gradient", gradient.item())):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"{run.name}: the {what} is {value} at step {run.step}; lower --learning-rate. "
-                "The last checkpoint is as it was."
-            )

@@ -9,6 +9,7 @@ contrast is among the pieces of one pass, as in :mod:`.clip`. How often it is ri
 ``python -m experiments.evaluation music``.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
-from context_diffusion.files import ROOT, written_whole
+from context_diffusion.commands import run_command
+from context_diffusion.files import ROOT
 from context_diffusion.melodies import GENRES, MOODS, RATE, Piece, describe, render, words
 from context_diffusion.melodies.music_vocabulary import GENRE_WORDS, MOOD_WORDS, article
 
+from .data import kept
 from .draws import Draws
 from .loop import train
 from .machine import processes
@@ -75,14 +78,13 @@ def pieces(count: int = PIECES, first_seed: int = 0) -> list[Piece]:
 
 def spectrograms(count: int = PIECES, first_seed: int = 0) -> Float[np.ndarray, "n frames mels"]:
     """Log-mel spectrograms of whole pieces in float16, synthesised once into ``build/music/``."""
-    file = CACHE / f"{first_seed}-{count}.npy"
-    if not file.exists():
-        extractor = new_feature_extractor()
-        drawn = tqdm(pieces(count, first_seed), desc="synthesising music", mininterval=5)
-        heard = [log_mel(extractor, render(piece)).astype(np.float16) for piece in drawn]
-        with written_whole(file) as temporary:
-            np.save(temporary, np.stack(heard))
-    return np.load(file)
+    return kept(CACHE / f"{first_seed}-{count}.npy", np.load, lambda file: np.save(file, _heard(count, first_seed)))
+
+
+def _heard(count: int, first_seed: int) -> Float[np.ndarray, "n frames mels"]:
+    extractor = new_feature_extractor()
+    drawn = tqdm(pieces(count, first_seed), desc="synthesising music", mininterval=5)
+    return np.stack([log_mel(extractor, render(piece)).astype(np.float16) for piece in drawn])
 
 
 def log_mel(
@@ -185,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

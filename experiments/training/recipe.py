@@ -3,9 +3,13 @@
 import argparse
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from context_diffusion.checks import check_count, check_number
+from context_diffusion.checks import LIMITS, check_choice, check_count, check_number
+from context_diffusion.commands import Parser
+from context_diffusion.files import ROOT, check_output_folder
 
+FOLDER = ROOT / "build" / "training"
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "constant"),
@@ -51,11 +55,15 @@ class Recipe:
 
     def __post_init__(self):
         for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {', '.join(map(repr, known[:-1]))} or {known[-1]!r}; got {value!r}.")
-        for name in ("steps", "batch_size", "warmup", "accumulate"):
-            check_count(name, getattr(self, name))
-        check_number("learning_rate", self.learning_rate, 0)
+            check_choice(name, getattr(self, name), known)
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 1), ("accumulate", 1), ("finish", 0)):
+            check_count(name, getattr(self, name), LIMITS["training_steps"], least)
+        check_count("threads", self.threads, 1024, 0)
+        check_count("seed", self.seed, 2**30, 0)
+        for name, most in (("learning_rate", LIMITS["learning_rate"]), ("weight_decay", 1), ("beta2", 1), ("ema", 1)):
+            check_number(name, getattr(self, name), 0, most)
+        if not self.minutes >= 0:  # infinite by default
+            raise ValueError(f"minutes must be at least 0; got {self.minutes}.")
         if self.finish and self.schedule == "cosine":
             raise ValueError("finish lets a constant rate fall to zero; a cosine falls by itself.")
 
@@ -73,7 +81,7 @@ class Recipe:
     @classmethod
     def parser(cls, description: str | None, **defaults) -> argparse.ArgumentParser:
         """A command line with an option for each field: ``--steps 500 --minutes 20 --threads 1``."""
-        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         for field, value in asdict(cls(**defaults)).items():
             parser.add_argument(
                 f"--{field.replace('_', '-')}",
@@ -87,4 +95,13 @@ class Recipe:
     @classmethod
     def from_command_line(cls, description: str | None, **defaults) -> "Recipe":
         """The recipe that the command line asks for."""
-        return cls(**vars(cls.parser(description, **defaults).parse_args()))
+        return cls(**read_options(cls.parser(description, **defaults)))
+
+
+def read_options(parser: argparse.ArgumentParser) -> dict:
+    """Read the options of a training's command line; refuse places that are not there or cannot be written to."""
+    options = vars(parser.parse_args())
+    if options["start"] and not Path(options["start"]).is_dir():
+        raise FileNotFoundError(f"--start is a folder of weights to begin with, and {options['start']} is none.")
+    check_output_folder(FOLDER, "The folder of all runs")
+    return options

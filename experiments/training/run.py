@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from context_diffusion.files import ROOT, TINY_FUSION, TINY_SCENES, written_whole
+from context_diffusion.stopping import taken_up
 
 from .optimizers import new_optimizers
 from .recipe import Recipe
@@ -24,7 +25,8 @@ KEPT = ("step", "first", "seconds", "losses", "held_out", "earlier")
 class Run:
     """A model in training, its average and optimizers, how far it is, and its losses so far.
 
-    It begins anew, or as the checkpoint in ``folder`` left it. Raises ``ValueError`` where that is of another run.
+    It begins anew, or as the checkpoint in ``folder`` left it. Raises ``ValueError`` where that is of another run, or
+    damaged.
     """
 
     def __init__(self, name: str, model: nn.Module, recipe: Recipe, folder: Path):
@@ -47,20 +49,23 @@ class Run:
         self.clock = time.monotonic() - self.seconds
 
     def _read(self, file: Path) -> None:
-        state = torch.load(file, map_location=next(self.model.parameters()).device, weights_only=True)
-        start = state.get("start", self.recipe.start)
+        with taken_up(file):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            start, optimizers = state.get("start", self.recipe.start), list(state["optimizers"])
         if start != self.recipe.start:
             raise ValueError(
                 f"{file} began with --start {start or 'nothing'}, not {self.recipe.start or 'nothing'}: "
                 "give that again, or move the file away to begin anew."
             )
-        if len(state["optimizers"]) != len(self.optimizers):
+        if len(optimizers) != len(self.optimizers):
             raise ValueError(f"{file} was written with another --optimizer than {self.recipe.optimizer}.")
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            options = optimizer.state_dict()["param_groups"]  # those of the recipe, not of the checkpoint
-            optimizer.load_state_dict({**saved, "param_groups": options})
+        with taken_up(file):
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            for optimizer, saved in zip(self.optimizers, optimizers, strict=True):
+                options = optimizer.state_dict()["param_groups"]  # those of the recipe, not of the checkpoint
+                optimizer.load_state_dict({**saved, "param_groups": options})
+            self.step, self.losses = int(state["step"]), list(state["losses"])
         for field in KEPT:
             setattr(self, field, state.get(field, getattr(self, field)))
 
@@ -112,8 +117,8 @@ class Run:
             "samples_a_second": round(speed, 1),
             "minutes": round(self.seconds / 60, 1),
         }
-        before = self.lines.read_text().splitlines(keepends=True) if self.lines.exists() else []
-        before = [one for one in before if json.loads(one)["step"] < self.step]
+        before = self.lines.read_text(errors="replace").splitlines(keepends=True) if self.lines.exists() else []
+        before = [one for one in before if _step_of(one) < self.step]
         with written_whole(self.lines) as temporary:
             temporary.write_text("".join([*before, json.dumps(line) + "\n"]))
         bands = " ".join(f"{value:.3f}" for value in self.held_out)
@@ -160,8 +165,17 @@ def forerunners(name: str, start: str) -> list[dict]:
     file = (RECORDS if published else Path(start)) / f"{name}.json"
     if not start or not file.is_file():
         return []
-    last = json.loads(file.read_text())
-    return [*last.pop("earlier", []), last]
+    with taken_up(file):
+        last = json.loads(file.read_text())
+        return [*last.pop("earlier", []), last]
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of the record is about; a line that is no record is of no step, and is left out."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 @torch.no_grad()

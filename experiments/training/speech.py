@@ -15,6 +15,7 @@ Utterances are padded to the longest of their pass, and each word counts the sam
 hear the same utterances, but sum their errors a little differently.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from context_diffusion.commands import run_command
 from context_diffusion.scenes import words
 
 from .draws import Draws
@@ -211,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -11,6 +11,7 @@ import argparse
 import io
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm.auto import tqdm
 
+from context_diffusion.commands import Parser, run_command
 from context_diffusion.files import DATA, ROOT, written_whole
 from context_diffusion.fusion.sound import resampled
 from context_diffusion.scenes import PALETTE_FAMILIES, STYLES, Scene, Style, caption, words
 from context_diffusion.scenes.vocabulary import OBJECTS, PLACES, SUN, SYNONYMS, article
+
+from .data import given_up_early, kept
 
 RATE = 16_000  # Hz
 CACHE = ROOT / "build" / "speech"
@@ -140,25 +144,32 @@ class Speech:
 
 def speech(count: int = COUNT, first: int = 0, voices: Sequence[str] = ()) -> Speech:
     """The utterances of ``count`` consecutive seeds; said once, then kept in ``build/speech/``."""
-    name = f"{first}-{count}"
-    file, table = CACHE / f"{name}.npy", CACHE / f"{name}.npz"
-    if not table.exists():
+    file = CACHE / f"{first}-{count}.npz"
+
+    def make(table: Path) -> None:
         utterances = [Utterance.draw(seed, voices) for seed in range(first, first + count)]
         spoken = [np.round(samples * 2**15).astype(np.int16) for samples in _said(utterances)]
-        with written_whole(file) as temporary:
-            np.save(temporary, np.concatenate(spoken))
-        with written_whole(table) as temporary:
-            np.savez(
-                temporary, texts=[one.text for one in utterances], voices=[one.voice for one in utterances],
-                ends=np.cumsum([len(samples) for samples in spoken]),
-            )  # fmt: skip
+        with written_whole(file.with_suffix(".npy")) as sound:
+            np.save(sound, np.concatenate(spoken))
+        np.savez(
+            table, texts=[one.text for one in utterances], voices=[one.voice for one in utterances],
+            ends=np.cumsum([len(samples) for samples in spoken]),
+        )  # fmt: skip
+
+    return kept(file, _read, make)
+
+
+def _read(table: Path) -> Speech:
     with np.load(table) as columns:
         texts, said_by, ends = columns["texts"].tolist(), columns["voices"].tolist(), columns["ends"]
-    return Speech(texts, said_by, ends, np.load(file, mmap_mode="r"))
+    samples = np.load(table.with_suffix(".npy"), mmap_mode="r")
+    if len(texts) != len(ends) or len(samples) != ends[-1]:
+        raise ValueError("the sound beside it is of other utterances")
+    return Speech(texts, said_by, ends, samples)
 
 
 def _said(utterances: Sequence[Utterance]) -> Iterator[np.ndarray]:
-    with ThreadPoolExecutor(THREADS) as pool:
+    with given_up_early(ThreadPoolExecutor(THREADS)) as pool:
         yield from tqdm(pool.map(say, utterances), total=len(utterances), desc="espeak-ng speaks", mininterval=5)
 
 
@@ -222,7 +233,7 @@ def write_examples(folder: Path = DATA / "audio") -> list[Path]:
 
 def main() -> None:
     """Write the examples, or say the sentences to train on ahead of time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", action="store_true", help="write data/audio/ instead of build/speech/")
     if parser.parse_args().examples:
         print(*(path.relative_to(ROOT) for path in write_examples()), sep="\n")
@@ -231,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

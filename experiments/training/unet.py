@@ -18,6 +18,7 @@ learned to read, so that it can be the ``--start`` of another run, or of a Contr
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -25,8 +26,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from context_diffusion.commands import run_command
 from context_diffusion.context.projector import ContextProjector
-from context_diffusion.files import TINY_SCENES
+from context_diffusion.files import TINY_SCENES, folder_written_whole
 from context_diffusion.scenes import BACKGROUNDS, TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 
@@ -35,7 +37,7 @@ from .features import ENCODERS, features
 from .loop import train
 from .machine import processes
 from .recipe import Recipe
-from .saving import folder_written_whole, load_weights, save_half
+from .saving import load_weights, save_half
 
 GROUPS = 12_000
 HELD_OUT_GROUPS, HELD_OUT_DRAWS = 128, 3
@@ -183,7 +185,8 @@ def main() -> None:
     def save(average: Denoiser, folder: Path) -> None:
         save_half(average.unet, folder / "unet")
         save_half(average.projector, folder / "context_projector")
-        scheduler.save_pretrained(folder / "scheduler")
+        with folder_written_whole(folder / "scheduler") as temporary:
+            scheduler.save_pretrained(temporary)
         for name in ENCODERS:
             with folder_written_whole(folder / name) as temporary:
                 shutil.copytree(parts / name, temporary, dirs_exist_ok=True)
@@ -192,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -9,6 +9,7 @@ The decoder alone minimises mostly squared error, because that is what PSNR meas
 decoders do. It can be trained on at any time, also while the U-Net is in training: that never sees the decoder.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from context_diffusion.checkpoints import load_part
+from context_diffusion.commands import run_command
 from context_diffusion.files import TINY_SCENES
 
 from .data import mirror, pictures, to_tensor
 from .draws import Draws
 from .loop import train
 from .machine import processes
-from .recipe import Recipe
+from .recipe import Recipe, read_options
 from .saving import save_half
 
 CROP = 64
@@ -82,13 +85,13 @@ def main() -> None:
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone, at a rate of 7e-4")
     if parser.parse_known_args()[0].decoder:
         parser.set_defaults(learning_rate=7e-4, seed=1)
-    options = vars(parser.parse_args())
+    options = read_options(parser)
     alone, recipe = options.pop("decoder"), Recipe(**options)
     with processes().main_process_first():
         pixels = pictures()["pixels"]
     minimised, model = decoder_loss if alone else autoencoder_loss, new_autoencoder()
     if alone or recipe.start:  # with its configuration: the scaling factor belongs to the latents
-        model = AutoencoderKL.from_pretrained(Path(recipe.start or TINY_SCENES) / "vae").float()
+        model = load_part(AutoencoderKL, str(Path(recipe.start or TINY_SCENES) / "vae"))
     for part in (model.encoder, model.quant_conv):
         part.requires_grad_(not alone)
 
@@ -111,4 +114,4 @@ def scaling_factor(model: AutoencoderKL, pixels: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
