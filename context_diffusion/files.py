@@ -222,7 +222,7 @@ def _folder_to_be(folder: Path, what: str) -> Path:
 
 def _try_out(folder: Path, suffix: str) -> None:
     """Write a little into a folder and remove it again."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=suffix) as probe:
+    with tempfile.TemporaryFile(dir=folder, prefix=".probe-", suffix=suffix) as probe:  # without a name on Linux
         probe.write(bytes(4096))
         probe.flush()
     if _is_full(folder):
