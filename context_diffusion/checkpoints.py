@@ -261,6 +261,10 @@ def load_part(
     return made if dtype is None else made.to(place)
 
 
+class Fallback(UserWarning):
+    """A part that the table of models names cannot be had, and the call makes do with less."""
+
+
 def not_on_disk(location: str) -> FileNotFoundError:
     """Build the error for hub weights that are neither on this disk nor to be had now."""
     return FileNotFoundError(

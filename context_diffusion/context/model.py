@@ -17,7 +17,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..checkpoints import DEFAULT, Model, find_model, find_part
+from ..checkpoints import DEFAULT, Fallback, Model, find_model, find_part
 from ..checks import LIMITS, check_callback, check_count, check_finite, check_flag, check_list, shown
 from ..control import Layout
 from ..fusion import FusedPrompt, Source
@@ -76,7 +76,7 @@ class ContextDiffusion:
             try:
                 contexts = AdapterContexts.load(pipe, root, model.adapter_file)
             except FileNotFoundError as error:
-                warnings.warn(f"{error} Until then contexts act by colour alone.", stacklevel=2)
+                warnings.warn(f"{error} Until then contexts act by colour alone.", Fallback, stacklevel=2)
         return cls(pipe, model, contexts)
 
     def __call__(

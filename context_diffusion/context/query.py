@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..checkpoints import Model, find_part
+from ..checkpoints import Fallback, Model, find_part
 from ..control import CONTROLS, DepthEstimator, canny_map, control_image
 from ..images import resize
 from ..pipelines import load_controlnet
@@ -54,7 +54,7 @@ class QueryPlanner:
         except FileNotFoundError as error:
             if request.layout is not None:
                 raise
-            warnings.warn(f"{error} Until then the query acts by image-to-image.", stacklevel=5)
+            warnings.warn(f"{error} Until then the query acts by image-to-image.", Fallback, stacklevel=5)
             return None, None
 
     def _controlnet(self, kind: str) -> torch.nn.Module:

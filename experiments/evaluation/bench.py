@@ -1,14 +1,15 @@
 """What all protocols share: the model under test, the networks that score it, and how much was asked for."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from context_diffusion.checkpoints import DEFAULT, find_model, find_part
+from context_diffusion.checkpoints import DEFAULT, Fallback, find_model, find_part
 from context_diffusion.context.contexts import Contexts
 from context_diffusion.context.model import ContextDiffusion
 from context_diffusion.context.request import Request
@@ -84,12 +85,8 @@ class Bench:
         Raises ``FileNotFoundError`` where the model would make do with less than the table promises: a measurement
         takes no fallback.
         """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*Until then", UserWarning)
-            try:
-                return ContextDiffusion.from_pretrained(self.name)
-            except UserWarning as warning:
-                raise FileNotFoundError(str(warning)) from None
+        with no_fallback():
+            return ContextDiffusion.from_pretrained(self.name)
 
     @cached_property
     def pipe(self):
@@ -113,7 +110,8 @@ class Bench:
     ) -> list[Image.Image]:
         """Draw with the model under test, or with another one built from its parts, in the steps asked for."""
         asked = [replace(request, num_inference_steps=self.steps) for request in requests]
-        return (model or self.model).draw(asked, batch_size=self.batch_size, progress=progress)
+        with no_fallback():
+            return (model or self.model).draw(asked, batch_size=self.batch_size, progress=progress)
 
     @cached_property
     def clip(self) -> TransformersEncoder:
@@ -134,3 +132,14 @@ class Bench:
     def depth(self) -> DepthEstimator:
         """The depth estimator."""
         return DepthEstimator.from_pretrained(self.part("depth"))
+
+
+@contextmanager
+def no_fallback() -> Iterator[None]:
+    """Raise ``FileNotFoundError`` where a model would make do with less than the table promises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Fallback)
+        try:
+            yield
+        except Fallback as warning:
+            raise FileNotFoundError(str(warning)) from None
