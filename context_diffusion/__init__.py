@@ -34,6 +34,7 @@ _HOME = {  # public name -> the module that holds it
     "noised_reference": "alignment",
     "save_image": "images",
     "style_aligned": "alignment",
+    "subject_mask": "alignment",
 }
 _MODULES = {  # short name -> where the module is
     "blending": "alignment.blending",

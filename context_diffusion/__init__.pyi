@@ -20,7 +20,16 @@ from . import (
     scenes,
     widgets,
 )
-from .alignment import StyleSettings, Trajectory, blending, ddim_invert, inversion, style_aligned
+from .alignment import (
+    StyleSettings,
+    Trajectory,
+    blending,
+    ddim_invert,
+    inversion,
+    noised_reference,
+    style_aligned,
+    subject_mask,
+)
 from .context import ContextDiffusion, Request, projector
 from .control import canny_map, depth_map
 from .encoders import load_encoder
@@ -76,6 +85,7 @@ __all__ = [
     "load_pipeline",
     "melodies",
     "metrics",
+    "noised_reference",
     "notebook",
     "pipelines",
     "plotting",
@@ -84,5 +94,6 @@ __all__ = [
     "save_image",
     "scenes",
     "style_aligned",
+    "subject_mask",
     "widgets",
 ]

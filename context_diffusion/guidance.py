@@ -79,6 +79,13 @@ def guidance_branches(call: Call | None) -> tuple[str, ...]:
     return branches if call.pipe.do_classifier_free_guidance else ("cond",)
 
 
+def is_guided(call: Call | None, branches: Sequence[str]) -> bool:
+    """Whether the U-Net also runs without the prompt: in the branches of this call, or in a call of their own."""
+    if call is not None and call.method == "ModularPipeline.__call__":
+        return call.pipe.guider.num_conditions > 1
+    return "uncond" in branches
+
+
 def check_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return branches as a tuple; raise ``ValueError`` unless each is "cond" or "uncond"."""
     if branches is None:

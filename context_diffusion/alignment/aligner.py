@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import normalized_weights
-from ..guidance import check_branches, guidance_branches, pipeline_call, without_compilation
+from ..guidance import check_branches, guidance_branches, is_guided, pipeline_call, without_compilation
 from .blending import BLENDS, blend_trajectories
-from .equations import moments
 from .hooks import (
     BY_OTHER_MEANS,
     BY_SDPA,
@@ -36,10 +35,11 @@ from .hooks import (
     is_style_aligned,
     running_call,
 )
-from .networks import architecture_of, by_name, choose_layers, single_timestep
+from .networks import architecture_of, by_name, choose_layers, late_layers, single_timestep
 from .reference_pass import ReferenceCache, ReferencePass, without_control
 from .settings import StyleSettings
 from .sharing import Sharing, grouped_moments, shared_group_norm
+from .subject import Mask, check_subject, subject_mask
 from .trajectory import Trajectory
 
 
@@ -52,6 +52,7 @@ def style_aligned(
     blend: str = "attention",
     cache: bool | ReferenceCache = False,
     branches: Sequence[str] | None = None,
+    subject: str | Sequence[str] | Mask | None = None,
     settings: StyleSettings | None = None,
     **changes,
 ) -> Iterator["StyleAligner"]:
@@ -64,8 +65,10 @@ def style_aligned(
     ``blend`` combines several: "attention" (each keeps its keys and values, and the log of its share of ``weights`` is
     its score shift), or "slerp" or "linear" (their latents are blended into one, which is inverted here).
     ``cache=True`` runs the references once per step for all calls in the block; pass a :class:`ReferenceCache` to keep
-    them longer. ``settings`` say what is shared and how strongly, by default :class:`StyleSettings`; ``changes`` are
-    fields of it, such as ``score_shift=math.log(2)``.
+    them longer. ``subject`` is what the references are not to lend, as in Only-Style: a word of their prompts (one for
+    all, or one each), whose place :func:`subject_mask` finds, or a mask of it; the keys there are multiplied by
+    ``subject_scale``, such as 0.5. ``settings`` say what is shared and how strongly, by default :class:`StyleSettings`;
+    ``changes`` are fields of it, such as ``score_shift=math.log(2)``.
 
     The pipeline that is running says how it stacks the branches of guidance and which scheduler it follows. In a loop
     of your own, ``branches`` says it, such as ("uncond", "cond"), and the scheduler is that of ``pipe``. Raises
@@ -80,13 +83,15 @@ def style_aligned(
     trajectory = _one_trajectory(pipe, references, weights, blend)
     if trajectory is None and cache is not False:
         raise ValueError("cache keeps references from outside the batch; pass references=, or leave cache out.")
+    settings = replace(settings or StyleSettings(), **changes)
     aligner = StyleAligner(
         pipe,
-        replace(settings or StyleSettings(), **changes),
+        settings,
         trajectory,
         normalized_weights(weights if blend == "attention" else None, 1 if trajectory is None else len(trajectory)),
         ReferenceCache() if cache is True else (None if cache is False else cache),
         check_branches(branches),
+        _one_mask(pipe, trajectory, subject, settings),
     )
     try:
         aligner.install()
@@ -99,19 +104,13 @@ def style_aligned(
 class StyleAligner:
     """Style alignment of one network: :func:`style_aligned` installs it and yields it."""
 
-    def __init__(self, pipe, settings: StyleSettings, trajectory, weights, cache, branches):
+    def __init__(self, pipe, settings: StyleSettings, trajectory, weights, cache, branches, subject: Mask | None):
         self.pipe, self.settings, self.references, self.branches = pipe, settings, trajectory, branches
         self.architecture = architecture_of(pipe)
         self.network = without_compilation(getattr(pipe, self.architecture.part))
         self.hooks = Hooks(self.network)
         if settings.control_reference and trajectory is not None:
             raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
-        self.sharing = Sharing(settings, torch.tensor(weights, dtype=torch.float64), row_zero=trajectory is None)
-        unscored = (self.sharing.scales, self.sharing.shifts) == ((1.0,), (0.0,))
-        if settings.full_attention and trajectory is None and not unscored:
-            raise ValueError(
-                "With full_attention and no references no image is the reference: no scores to scale or shift."
-            )
         attentions = self.architecture.layers(self.network)
         if not attentions:
             raise ValueError("This U-Net has no self-attention layers (named attn1) that could be shared.")
@@ -119,12 +118,25 @@ class StyleAligner:
         self.attentions = {name: attentions[name] for name in chosen}
         for name, module in self.attentions.items():
             check_layer(name, module)
+        self.sharing = Sharing(
+            settings,
+            torch.tensor(weights, dtype=torch.float64),
+            row_zero=trajectory is None,
+            swapped=late_layers(chosen, settings.swap_attention),
+            subject=subject,
+        )
+        unscored = (self.sharing.scales, self.sharing.shifts) == ((1.0,), (0.0,))
+        if settings.full_attention and trajectory is None and not unscored:
+            raise ValueError(
+                "With full_attention and no references no image is the reference: no scores to scale or shift."
+            )
         everything = self.network.named_modules() if settings.share_group_norm else ()
         self.norms = {name: module for name, module in everything if isinstance(module, nn.GroupNorm)}
         self.reference_pass = None
         if trajectory is not None:
             layers = (*chosen, *self.norms)
-            self.reference_pass = ReferencePass(self.network, trajectory, layers, cache)
+            queries = [name for name in chosen if self.sharing.keeps_query(name)]
+            self.reference_pass = ReferencePass(self.network, trajectory, layers, cache, tuple(queries))
         self._found: list[tuple[nn.Module, object, object]] = []  # attention, the processor it had, ours
 
     def install(self) -> None:
@@ -161,8 +173,8 @@ class StyleAligner:
             call.abandon()
         check_gradients(network)
         given = by_name(network, args, kwargs)
-        branches, scheduler = self._ask_caller()
         sample, timestep = given[self.architecture.sample], given[self.architecture.timestep]
+        branches, scheduler = self._ask_caller(sample)
         if len(sample) % len(branches):
             raise ValueError(
                 f"{len(sample)} rows cannot be split into the guidance branches {branches}; pass branches=('cond',) if "
@@ -170,7 +182,7 @@ class StyleAligner:
             )
         if self._frees_reference():
             kwargs = without_control(kwargs, self.architecture.residuals, len(sample), len(branches))
-        call = Call(len(branches))
+        call = Call(tuple(branches))
         RUNNING.set(call)
         alone = self.sharing.row_zero and len(sample) == len(branches)
         if (self.attentions or self.norms) and not alone and self._is_active(timestep, scheduler):
@@ -221,14 +233,14 @@ class StyleAligner:
             raise ValueError(f"Style alignment shares plain attention; {name} attends with {plain}.")
         q, k, v = (by_branch(rows, call.branches) for rows in (query, key, value))
         if call.phase == "reference":
-            call.keep(name, k, v, *moments(q))
+            call.keep(name, *self.sharing.keep(name, q, k, v))
             return F.scaled_dot_product_attention(query, key, value, attn_mask)
         if attn_mask is not None:
             raise ValueError(
                 "Style alignment shares plain self-attention; this call masks it or gives it other tokens."
             )
         kept = None if self.sharing.row_zero else call.kept[name]
-        aligned = self.sharing.attend(q, k, v, kept, heads=query.shape[1])
+        aligned = self.sharing.attend(name, call.names, q, k, v, kept, heads=query.shape[1])
         return as_rows(aligned, query.shape[1])
 
     def _normalize(self, name: str, norm: nn.GroupNorm, args: tuple, output: Tensor) -> Tensor | None:
@@ -244,13 +256,28 @@ class StyleAligner:
         kept = None if self.sharing.row_zero else call.kept[name]
         return shared_group_norm(features, norm, own, self.sharing.style_of(own, kept))
 
-    def _ask_caller(self) -> tuple[tuple[str, ...], object]:
+    def _ask_caller(self, sample: Tensor) -> tuple[tuple[str, ...], object]:
         """The guidance branches of this call's rows, in order, and the scheduler it follows."""
         call = pipeline_call(self.network)
         pipe = self.pipe if call is None else call.pipe
         if self.references is not None and pipe.scheduler is not self.pipe.scheduler:
             self.references.check(pipe)
-        return self.branches or guidance_branches(call), pipe.scheduler
+        branches = self.branches or guidance_branches(call)
+        if self.settings.negative_query:
+            self._check_negative(is_guided(call, branches), sample)
+        return branches, pipe.scheduler
+
+    def _check_negative(self, guided: bool, sample: Tensor) -> None:
+        if not guided:
+            raise ValueError(
+                "negative_query changes the branch of guidance without the prompt, and this call has none; draw with a "
+                "guidance_scale above 1."
+            )
+        if self.references is not None and self.references.latents.shape[-2:] != sample.shape[-2:]:
+            raise ValueError(
+                f"negative_query puts the reference's queries in the place of the image's own, so both have one size; "
+                f"their latents are {tuple(self.references.latents.shape[-2:])} and {tuple(sample.shape[-2:])}."
+            )
 
     def _frees_reference(self) -> bool:
         """Whether image 0 of the batch is a reference that no ControlNet is to steer."""
@@ -269,6 +296,22 @@ class StyleAligner:
             )
         last = len(steps) if settings.last_step is None else settings.last_step
         return settings.first_step <= steps.index(time) <= last
+
+
+def _one_mask(pipe, trajectory: Trajectory | None, subject, settings: StyleSettings) -> Mask | None:
+    """The mask of the references' subject; raises ``ValueError`` where nothing would come of it."""
+    if (subject is None) != (settings.subject_scale is None):
+        raise ValueError(
+            "subject says what the references are not to lend, and subject_scale how strongly their keys there count "
+            "(0.5, say; 1 leaves them): pass both."
+        )
+    if subject is None:
+        return None
+    if trajectory is None or not (settings.share_attention or settings.swaps):
+        raise ValueError("subject is about keys of references=, where attention is shared; pass references as well.")
+    return (
+        check_subject(subject, trajectory) if isinstance(subject, Tensor) else subject_mask(pipe, trajectory, subject)
+    )
 
 
 def _one_trajectory(pipe, references, weights, blend: str) -> Trajectory | None:

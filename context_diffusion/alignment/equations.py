@@ -132,6 +132,27 @@ def _by_merging(kernel, query, key, value, references, heads, first_target, full
     return result
 
 
+def swapped_attention(query: Features, references: Sequence[Reference], *, heads: int) -> Features:
+    """Attention of each image to the references in place of itself, ``softmax(s_r Q K_r^T / sqrt(d) + b_r) V_r``.
+
+    Visual style prompting (Jeong et al. 2024, section 3.2): queries say what is where, keys and values how it looks.
+    """
+    keys = torch.cat([each.key if each.scale == 1 else each.key * each.scale for each in references], dim=1)
+    values = torch.cat([each.value for each in references], dim=1)
+    row = None
+    if len({each.shift for each in references}) > 1:  # a shift that all share changes nothing
+        row = shift_row([each.shift for each in references], [each.key.shape[1] for each in references], query)
+    queries = rearrange(query, "b images t (heads d) -> b heads (images t) d", heads=heads)
+    out = F.scaled_dot_product_attention(queries, _heads(keys, heads), _heads(values, heads), attn_mask=row)
+    return _join(out, query, full=True)
+
+
+def shift_row(shifts: Sequence[float], lengths: Sequence[int], like: Tensor) -> Float[Tensor, "1 1 1 tokens"]:
+    """The shifts as one additive row: each repeated over the tokens of its part."""
+    parts = [like.new_full((length,), shift) for shift, length in zip(shifts, lengths, strict=True)]
+    return torch.cat(parts).view(1, 1, 1, -1)
+
+
 def _by_concatenation(query, key, value, references, heads, first_target, full) -> Features:
     """The same with keys and values copied next to each other, and an additive row where scores are shifted."""
     branches, images, tokens, _ = query.shape
@@ -153,8 +174,7 @@ def _by_concatenation(query, key, value, references, heads, first_target, full) 
     if any(each.shift for each in references):
         shifts = [0.0, *(each.shift for each in references)]
         lengths = [tokens * (images if full else 1), *(each.key.shape[1] for each in references)]
-        row = torch.cat([query.new_full((length,), shift) for shift, length in zip(shifts, lengths, strict=True)])
-        row = row.view(1, 1, 1, -1)
+        row = shift_row(shifts, lengths, query)
     queries = rearrange(query[:, first_target:], "b targets t c -> (b targets) t c")
     q, k, v = (_heads(x, heads) for x in (queries, keys, values))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=row)

@@ -37,14 +37,20 @@ class Call:
     """One call of an aligned network: what it is doing now, and what its layers keep of the references.
 
     "plain" is a call that is not aligned; "reference" is one that runs the references, whose keys and values are kept;
-    "targets" is one whose images see what was kept. The rows are ``branches`` times as many as the images.
+    "targets" is one whose images see what was kept. The rows are ``branches`` times as many as the images; ``names``
+    are those of the branches.
     """
 
-    branches: int
+    names: tuple[str, ...]
     phase: Literal["plain", "reference", "targets"] = "plain"
     kept: dict[str, Kept] = field(default_factory=dict)
     last_layer: str = ""
     modes: list["SharedAttention"] = field(default_factory=list)
+
+    @property
+    def branches(self) -> int:
+        """The number of branches of guidance."""
+        return len(self.names)
 
     def keep(self, layer: str, *tensors: Tensor) -> None:
         """Keep something of the references; end their pass after the last layer."""

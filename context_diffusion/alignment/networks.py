@@ -81,6 +81,13 @@ def choose_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> 
     return [name for name in names if any(word in name for word in words)]
 
 
+def late_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> list[str]:
+    """The last fraction of the layers, one at least, or those whose name contains one of the given words."""
+    if not isinstance(layers, int | float):
+        return choose_layers(names, layers)
+    return list(names[len(names) - max(1, round(layers * len(names))) :]) if layers > 0 else []
+
+
 def single_timestep(timestep: Tensor | float) -> float:
     """The one time step of a call; raises ``ValueError`` if its images are at several."""
     if not isinstance(timestep, Tensor) or timestep.numel() == 1:

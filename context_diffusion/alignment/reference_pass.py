@@ -26,8 +26,11 @@ class ReferencePass:
     shared layer, unless hooks of others, such as those that stream weights, must see every layer.
     """
 
-    def __init__(self, network: nn.Module, trajectory: Trajectory, layers: tuple[str, ...], cache):
+    def __init__(
+        self, network: nn.Module, trajectory: Trajectory, layers: tuple[str, ...], cache, queries: tuple[str, ...] = ()
+    ):
         self.network, self.trajectory, self.layers, self.cache = network, trajectory, layers, cache
+        self.queries = queries  # the layers that keep queries too: a cache without them is of no use to this pass
         self.owner = trajectory.digest() if cache is not None else ""
         norms_too = any(isinstance(network.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
@@ -43,7 +46,7 @@ class ReferencePass:
         time = single_timestep(timestep)
         told = None if condition is None else tuple(condition[0].tolist())
         cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
-        key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers)
+        key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries)
         if self.cache is not None:
             self.cache.claim(self.network, self.owner)
             if key in self.cache:

@@ -20,6 +20,13 @@ class StyleSettings:
     time, so sharing them would change nothing. ``control_reference=True`` lets a ControlNet steer a reference that is
     the first image of its batch; otherwise its residuals are zero there at every step, as in the StyleAligned authors'
     code. A reference from outside the batch is never steered.
+
+    ``swap_attention`` names the layers in which a target attends to the references instead of itself: the last fraction
+    of the shared layers, in the order in which they run, or words from their names. With ``negative_query`` the branch
+    of guidance without the prompt takes no style; in the layers that are not swapped its images attend with the
+    reference's queries to their own keys and values, so that guidance leads away from the reference's layout.
+    :meth:`nvqg` sets both as their authors do. ``subject_scale`` multiplies those keys of the references that lie
+    inside the subject named to ``style_aligned``; 1 leaves them, ``None`` belongs to no subject.
     """
 
     adain_queries: bool = True
@@ -35,10 +42,35 @@ class StyleSettings:
     last_step: int | None = None
     interpolate: bool = False
     control_reference: bool = False
+    swap_attention: float | str | Sequence[str] = 0.0
+    negative_query: bool = False
+    subject_scale: float | None = None
+
+    @classmethod
+    def nvqg(cls, **changes) -> "StyleSettings":
+        """Settings of visual style prompting with negative visual query guidance (Jeong et al. 2025, StyleKeeper).
+
+        ``eps = (1 + w) eps(Q, K_r, V_r) - w eps(Q_r, K, V)``: with the prompt, the references' keys and values stand in
+        for the image's own in the last sixth of the layers, which is the last third of the up blocks in SD 1.5 and
+        SDXL; without it, their queries do in all other layers. ``changes`` are fields of the settings.
+        """
+        theirs = {"adain_queries": False, "adain_keys": False, "share_attention": False}
+        return cls(**{**theirs, "swap_attention": 1 / 6, "negative_query": True, **changes})
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int | float) and not 0 <= self.layers <= 1:
             raise ValueError(f"layers is a fraction from 0 to 1, or words from layer names; got {self.layers}.")
+        if isinstance(self.swap_attention, int | float) and not 0 <= self.swap_attention <= 1:
+            raise ValueError(
+                f"swap_attention is a fraction from 0 to 1, or words from layer names; got {self.swap_attention}."
+            )
+        if self.full_attention and (self.swaps or self.negative_query):
+            raise ValueError(
+                "full_attention lets all images see each other, so none is the reference whose attention would be "
+                "swapped in; leave it out with swap_attention or negative_query."
+            )
+        if self.subject_scale is not None and not 0 <= self.subject_scale < math.inf:
+            raise ValueError(f"subject_scale multiplies keys, by 0 or more; got {self.subject_scale}.")
         if self.first_step < 0 or (self.last_step is not None and self.last_step < self.first_step):
             raise ValueError(
                 f"Steps run from first_step (0 or more) to last_step; got {self.first_step} to {self.last_step}."
@@ -48,7 +80,13 @@ class StyleSettings:
     def attends(self) -> bool:
         """Whether self-attention layers are changed at all."""
         adain = self.adain_queries or self.adain_keys or self.adain_values
-        return (adain or self.share_attention or self.full_attention) and self.layers != 0
+        shares = self.share_attention or self.full_attention or self.swaps or self.negative_query
+        return (adain or shares) and self.layers != 0
+
+    @property
+    def swaps(self) -> bool:
+        """Whether any layer attends to the references alone."""
+        return bool(self.swap_attention)
 
     def per_reference(self, name: str, count: int) -> tuple[float, ...]:
         """The setting called ``name`` (``score_scale`` or ``score_shift``) of each of ``count`` references."""
