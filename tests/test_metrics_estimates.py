@@ -168,3 +168,16 @@ def test_estimates_are_frozen_and_print_themselves():
 def test_bad_scores_are_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_unit_says_its_value_and_no_spread():
+    assert str(estimate_mean([0.25])) == "0.250 (n=1)"
+    assert "nan" not in str(estimate_mean([0.25]).within(0, 1))
+
+
+def test_an_interval_ends_where_the_quantity_does():
+    few = estimate_mean([0.01, 0.02, 0.9])
+    assert few.low < 0 and few.high > 1
+    cut = few.within(0, 1)
+    assert (cut.low, cut.high, cut.value, cut.n) == (0, 1, few.value, few.n)
+    assert few.within() == few and cut.within(0, 1) == cut

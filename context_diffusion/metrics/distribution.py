@@ -16,9 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import check_count
+from ..signatures import checked
 from .estimates import Estimate, estimate_from_influence, jackknife_influence
 from .inputs import BATCH_SIZE, Encoder, embeddings
 
+MOST_AT_ONCE = 10_000  # rows of a kernel matrix, which takes 8 bytes times their square
 BLOCKS = 20  # groups for the jackknife of the Frechet distance
 
 
@@ -35,7 +38,7 @@ class FeatureMoments:
 
     def update(self, features: Float[Tensor, "batch dim"]) -> "FeatureMoments":
         """Add a batch and return itself."""
-        features = next(embeddings(features))
+        features = next(embeddings(features), torch.zeros(0, 1))
         if not len(features):
             return self
         if self.origin is None:
@@ -57,8 +60,13 @@ class FeatureMoments:
     def __len__(self) -> int:
         return int(self.counts.sum())
 
+    @checked
     def gaussian(self, without: int | None = None) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
         """Mean and unbiased covariance of everything, or of everything ``without`` one block."""
+        if self.origin is None or len(self) < 3:
+            raise ValueError(f"A covariance needs at least 3 features; there are {len(self)}: update() adds some.")
+        if without is not None:
+            check_count("without, the number of a block,", without, BLOCKS - 1, low=0)
         count, total, squares = self.counts.sum(), self.sums.sum(dim=0), self.squares.sum(dim=0)
         if without is not None:
             count = count - self.counts[without]
@@ -67,6 +75,7 @@ class FeatureMoments:
         return mean + self.origin, (squares - count * torch.outer(mean, mean)) / (count - 1)
 
 
+@checked
 def frechet_distance(
     generated: object,
     real: object,
@@ -91,7 +100,7 @@ def frechet_distance(
         used = np.flatnonzero(side.counts)
         without = [_frechet(_mean_and_root(*side.gaussian(without=int(block))), other) for block in used]
         influences.append(jackknife_influence(np.array(without)))
-    return estimate_from_influence(_frechet(*whole), influences, n=len(first))
+    return estimate_from_influence(_frechet(*whole), influences, n=len(first)).within(0)
 
 
 def _moments(side: object, encode: Encoder | None, batch_size: int) -> FeatureMoments:
@@ -126,6 +135,7 @@ def _frechet(
     return float((mean_1 - mean_2).square().sum() + spread)
 
 
+@checked
 def kernel_distance(
     generated: object,
     real: object,
@@ -144,6 +154,7 @@ def kernel_distance(
     """
     if subset_size < 3:
         raise ValueError(f"subset_size is at least 3 (1000 is usual); got {subset_size}.")
+    check_count("subset_size", subset_size, MOST_AT_ONCE)
     values, sizes = [], []
     pulls: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sides = [_subsets(embeddings(side, encode, batch_size=batch_size), subset_size) for side in (generated, real)]

@@ -8,14 +8,17 @@ thirty units the plain percentile bootstrap is too narrow, so it is stretched by
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from ..checks import check_count, plain, shown
+from ..signatures import WHOLE, checked
+
 CONFIDENCE = 0.95
-RESAMPLES = 2000
+RESAMPLES, MOST_RESAMPLES = 2000, 1_000_000
 _CHUNK = 4_000_000  # random indices drawn at once: keeps the bootstrap within some 64 MB
 
 
@@ -24,10 +27,13 @@ class Estimate:
     """A measured value, its standard error, a 95 % interval, and the number ``n`` of independent units behind it.
 
     ``n`` counts the resampled units: sets if pictures come in sets, otherwise pictures. One unit says nothing about
-    spread, so with ``n == 1`` the standard error and the interval are NaN.
+    spread, so with ``n == 1`` the standard error and the interval are NaN,
+    and the text leaves them out.
 
     >>> print(Estimate(0.512, 0.014, 0.484, 0.541, 100))
     0.512 ± 0.014 [0.484, 0.541] (n=100)
+    >>> print(estimate_mean([0.512]))
+    0.512 (n=1)
     """
 
     value: float
@@ -37,9 +43,22 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.standard_error:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+        spread = f" ± {self.standard_error:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{'' if math.isnan(self.standard_error) else spread} (n={self.n})"
+
+    def within(self, low: float = -math.inf, high: float = math.inf) -> "Estimate":
+        """The same estimate, its interval cut where the quantity itself ends: a distance is never below ``low=0``.
+
+        ``high`` is where it ends above, 1 for an F1. The stretched bootstrap of a small sample knows of neither.
+
+        >>> print(Estimate(0.2, 0.3, -0.4, 0.8, 3).within(0))
+        0.200 ± 0.300 [0.000, 0.800] (n=3)
+        """
+        ends = np.clip([self.low, self.high], low, high)  # NaN stays NaN
+        return replace(self, low=float(ends[0]), high=float(ends[1]))
 
 
+@checked
 def estimate_mean(
     values: Iterable[float], sets: Iterable[Hashable] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
@@ -53,12 +72,14 @@ def estimate_mean(
     >>> estimate_mean([1.0, 2.0, 3.0]).value, estimate_mean([1.0, 2.0, 3.0]).n
     (2.0, 3)
     """
+    resamples, seed = check_count("resamples", resamples, MOST_RESAMPLES), check_count("seed", seed, WHOLE, low=0)
     sums, counts = _set_totals(values, sets)
     value = math.fsum(sums) / math.fsum(counts)
     residuals = (sums - value * counts) / counts.mean()
     return estimate_from_influence(value, [residuals], n=len(sums), resamples=resamples, seed=seed)
 
 
+@checked
 def estimate_difference(
     first: Iterable[float],
     second: Iterable[float],
@@ -81,14 +102,15 @@ def estimate_difference(
     return estimate_mean(first - second, sets, resamples=resamples, seed=seed)
 
 
-def estimate_rate(events: Iterable[bool | np.bool_], sets: Iterable[Hashable] | None = None) -> Estimate:
+@checked
+def estimate_rate(events: Iterable[bool | np.bool_ | int], sets: Iterable[Hashable] | None = None) -> Estimate:
     """Estimate how often something happens, with Wilson's interval instead of the bootstrap's.
 
     A bootstrap of twenty pictures without a single event says "0 to 0"; Wilson (1927) says "0 to 0.16":
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). With ``sets``, n is the effective number of independent
     pictures, p(1-p)/SE^2, kept between the number of sets and the number of pictures.
     """
-    ones = [float(bool(event)) for event in events]
+    ones = [_zero_or_one(number, event) for number, event in enumerate(events)]
     mean = estimate_mean(ones, sets, resamples=1)
     p, size = mean.value, float(len(ones))
     if mean.n < size:  # pictures come in sets: how many independent pictures would have this standard error?
@@ -153,6 +175,13 @@ def _resampled_means(
         shape = (min(rows, resamples - start), size)
         means.append(values[generator.integers(0, size, shape)].mean(axis=1))
     return np.concatenate(means)
+
+
+def _zero_or_one(number: int, event: object) -> float:
+    happened = plain(event)
+    if not isinstance(happened, int | float) or happened not in (0, 1):
+        raise ValueError(f"An event is True or False: it happened or not; number {number} is {shown(event)}.")
+    return float(happened)
 
 
 def _checked(values: Iterable[float]) -> Float[np.ndarray, " values"]:

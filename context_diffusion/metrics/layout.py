@@ -13,12 +13,14 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from ..signatures import checked
 from .estimates import Estimate, estimate_mean
 from .inputs import pictures
 
 EDGE_TOLERANCE = 2.0  # pixels
 
 
+@checked
 def edge_f1_scores(
     images: object,
     targets: object,
@@ -44,6 +46,7 @@ def edge_f1_scores(
     return np.array([_edge_f1(found, wanted, tolerance) for found, wanted in _pairs(*sides)])
 
 
+@checked
 def edge_f1(
     images: object,
     targets: object,
@@ -53,9 +56,11 @@ def edge_f1(
     sets: Iterable[Hashable] | None = None,
 ) -> Estimate:
     """Estimate the mean of :func:`edge_f1_scores`."""
-    return estimate_mean(edge_f1_scores(images, targets, thresholds=thresholds, tolerance=tolerance), sets)
+    scores = edge_f1_scores(images, targets, thresholds=thresholds, tolerance=tolerance)
+    return estimate_mean(scores, sets).within(0, 1)
 
 
+@checked
 def depth_rank_correlations(depths: object, targets: object) -> Float[np.ndarray, " n"]:
     """Spearman's correlation between the two depth maps of each pair, over pixels, in [-1, 1].
 
@@ -66,9 +71,10 @@ def depth_rank_correlations(depths: object, targets: object) -> Float[np.ndarray
     return np.array([_spearman(*pair, i) for i, pair in enumerate(_pairs(_maps(depths), _maps(targets)))])
 
 
+@checked
 def depth_rank_correlation(depths: object, targets: object, *, sets: Iterable[Hashable] | None = None) -> Estimate:
     """Estimate the mean of :func:`depth_rank_correlations`."""
-    return estimate_mean(depth_rank_correlations(depths, targets), sets)
+    return estimate_mean(depth_rank_correlations(depths, targets), sets).within(-1, 1)
 
 
 def _edge_f1(found: Bool[np.ndarray, "h w"], wanted: Bool[np.ndarray, "h w"], tolerance: float) -> float:
@@ -116,6 +122,8 @@ def _maps(side: object) -> Iterator[Float[np.ndarray, "h w"]]:
         for item in side:
             yield from _maps(item)
         return
+    if side.dtype.kind not in "biuf":
+        raise TypeError(f"A map holds real numbers; this one holds {side.dtype}.")
     if side.ndim == 4 and side.shape[1] == 1:
         side = side[:, 0]
     if side.ndim not in (2, 3):

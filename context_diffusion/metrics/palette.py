@@ -20,10 +20,12 @@ from PIL import Image
 from scipy import sparse
 from scipy.optimize import linprog
 
+from ..checks import check_count, normalized_weights
+from ..signatures import check_fields, checked
 from .estimates import Estimate, estimate_mean
 from .inputs import pictures
 
-COLORS = 24
+COLORS, MOST_COLORS = 24, 256
 _BITS = 5  # R, G and B are each sorted into 32 bins before clustering, so memory does not grow with the pictures
 _LLOYD_STEPS = 12
 _LINEAR_TO_XYZ = np.array(  # IEC 61966-2-1, sRGB primaries; rows X, Y, Z
@@ -45,10 +47,19 @@ class Palette:
     weights: Float[np.ndarray, " colors"]
     spread: float
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not len(self.lab) or len(self.lab) != len(self.weights) or not np.isfinite(self.lab).all():
+            raise ValueError(
+                f"A palette has a weight for each finite colour; got {self.lab.shape} and {self.weights.shape}."
+            )
+        normalized_weights(self.weights, len(self.weights), "colour")
+
 
 Targets = Palette | Image.Image | str | os.PathLike | Iterable[object]
 
 
+@checked
 def srgb_to_lab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
     """Convert 8-bit sRGB to CIELAB, white point D65: L* in [0, 100], a* and b* within about 110 of 0.
 
@@ -62,6 +73,7 @@ def srgb_to_lab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*sh
     return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=-1)
 
 
+@checked
 def palette_of(images: object, colors: int = COLORS) -> Palette:
     """Boil the pixels of a picture, or of all pictures of a set together, down to at most ``colors`` weighted colours.
 
@@ -72,6 +84,7 @@ def palette_of(images: object, colors: int = COLORS) -> Palette:
     """
     if colors < 1:
         raise ValueError(f"A palette has at least one colour; got {colors}.")
+    check_count("colors", colors, MOST_COLORS)
     weight, total, square, count = np.zeros(8**_BITS), np.zeros((8**_BITS, 3)), 0.0, 0
     for image in pictures(images):
         count += 1
@@ -111,6 +124,7 @@ def _cluster(
     return centres[order], mass[order] / mass.sum()
 
 
+@checked
 def earth_movers_distance(first: Palette, second: Palette) -> float:
     """The exact earth mover's distance between two palettes in Delta E*ab (1976).
 
@@ -135,6 +149,7 @@ def _transport(rows: int, columns: int) -> sparse.csr_array:
     return sparse.csr_array(sparse.vstack([leaves, reaches]))[:-1]
 
 
+@checked
 def palette_distances(images: Iterable[object], targets: Targets, *, colors: int = COLORS) -> Float[np.ndarray, " n"]:
     """The earth mover's distance from each entry's palette to its target's, in Delta E*ab (1976).
 
@@ -155,6 +170,7 @@ def palette_distances(images: Iterable[object], targets: Targets, *, colors: int
     return np.array(distances)
 
 
+@checked
 def palette_distance(
     images: Iterable[object],
     targets: Targets,
@@ -163,7 +179,7 @@ def palette_distance(
     colors: int = COLORS,
 ) -> Estimate:
     """Estimate the mean of :func:`palette_distances`."""
-    return estimate_mean(palette_distances(images, targets, colors=colors), sets)
+    return estimate_mean(palette_distances(images, targets, colors=colors), sets).within(0)
 
 
 def _as_palette(entry: object, colors: int) -> Palette:

@@ -3,7 +3,11 @@
 import re
 from collections.abc import Hashable, Iterable, Sequence
 
+from ..checks import check_count
+from ..signatures import checked
 from .estimates import Estimate, estimate_mean
+
+MOST_WORDS = 5000  # of an utterance; the distance takes their number squared
 
 
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
@@ -36,6 +40,7 @@ def word_errors(said: str, written: str) -> int:
     return edit_distance(words_of(said), words_of(written))
 
 
+@checked
 def word_error_rate(
     said: Iterable[str], written: Iterable[str], sets: Iterable[Hashable] | None = None, **options
 ) -> Estimate:
@@ -47,13 +52,19 @@ def word_error_rate(
     >>> word_error_rate(["a boat by the sea", "a neon cat"], ["a boat by the sea", "neon hat"]).value
     0.25
     """
-    pairs = list(zip(said, written, strict=True))
-    labels = list(range(len(pairs)) if sets is None else sets)
+    said, written = list(said), list(written)
+    labels = list(range(len(said)) if sets is None else sets)
+    if not len(said) == len(written) == len(labels):
+        raise ValueError(
+            "Each utterance needs what was written down for it, and its set if there are any; there are "
+            f"{len(said)} said, {len(written)} written and {len(labels)} labels."
+        )
     values, owners = [], []
-    for (one, other), label in zip(pairs, labels, strict=True):
+    for one, other, label in zip(said, written, labels, strict=True):
         count = len(words_of(one))
+        check_count("The number of words of an utterance", max(count, len(words_of(other))), MOST_WORDS, low=0)
         if not count:
             raise ValueError("A word error rate is per spoken word; one of the utterances has no words.")
         values += [float(word_errors(one, other)), *[0.0] * (count - 1)]  # one per word, so that the mean is the rate
         owners += [label] * count
-    return estimate_mean(values, owners, **options)
+    return estimate_mean(values, owners, **options).within(0)

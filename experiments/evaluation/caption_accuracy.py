@@ -56,7 +56,7 @@ def run(bench: Bench) -> Report:
     for name, among in (("right in all four", right), ("with a mistake", ~right)):
         sure = [one.confidence for one, counted in zip(said, among, strict=True) if counted]
         if sure:
-            report.add(f"mean confidence of captions {name}", estimate_mean(sure))
+            report.add(f"mean confidence of captions {name}", estimate_mean(sure).within(0, 1))
     rows = {f"{i + 1}. {one.text}\n{one.confidence:.2f}": [drawn[i].image] for i, one in enumerate(said[: len(STYLES)])}
     report.sheets = {"pictures": labelled_sheet(rows)}
     return report

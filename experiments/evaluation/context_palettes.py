@@ -144,4 +144,4 @@ def estimate_ratio(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n
     To first order a pair (a, b) moves the ratio R by (a - R b) / mean(b) (the delta method); these are bootstrapped.
     """
     ratio = first.mean() / second.mean()
-    return estimate_from_influence(float(ratio), [(first - ratio * second) / second.mean()], n=len(first))
+    return estimate_from_influence(float(ratio), [(first - ratio * second) / second.mean()], n=len(first)).within(0)

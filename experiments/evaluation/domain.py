@@ -123,7 +123,7 @@ def run(bench: Bench) -> Report:
     split = len(PHOTOGRAPHS) * len(seeds)
     for kind, part in (("photographs", slice(0, split)), ("drawings", slice(split, None))):
         targets = [one.image for one in queries for _ in seeds][part]
-        report.add(f"edge F1, {kind}", estimate_mean(edges_kept(pictures[part], targets), names[part]))
+        report.add(f"edge F1, {kind}", estimate_mean(edges_kept(pictures[part], targets), names[part]).within(0, 1))
     wanted = [STYLES.index(style) for style in styles for _ in seeds]
     report.add("style accuracy (the contexts' style)", accuracy(bench.judge(pictures)["style"], wanted, names))
     rows = {}

@@ -93,15 +93,17 @@ def add_edges(
     targets, plain = [one.image for one in queries], np.isin(styles, OUTLINED)
     scores = {key: edges_kept(pictures, targets) for key, pictures in drawn.items()}
     for key, values in scores.items():
-        report.add(f"edge F1, {key}", estimate_mean(values), at_least=0.75 if key == "canny" else None)
-        report.add(f"edge F1, {key}, plain styles", estimate_mean(values[plain]))
+        report.add(f"edge F1, {key}", estimate_mean(values).within(0, 1), at_least=0.75 if key == "canny" else None)
+        report.add(f"edge F1, {key}, plain styles", estimate_mean(values[plain]).within(0, 1))
     if "canny" in scores:
         report.add("edge F1, canny less none", estimate_difference(scores["canny"], scores[OFF]))
         report.add(f"edge F1, canny less {WEAK}", estimate_difference(scores["canny"], scores[WEAK]))
         report.add(f"edge F1, {WEAK} less {BOTH}", estimate_difference(scores[WEAK], scores[BOTH]))
         report.add("edge F1, canny less really drawn", estimate_difference(scores["canny"], scores[REAL]))
         rows = {
-            style: {f"edge F1, {key}": estimate_mean(scores[key][styles == style]) for key in ("canny", REAL)}
+            style: {
+                f"edge F1, {key}": estimate_mean(scores[key][styles == style]).within(0, 1) for key in ("canny", REAL)
+            }
             for style in dict.fromkeys(styles.tolist())
         }
         report.add_table("styles", Table("Edges kept, style by style", rows))
@@ -111,6 +113,6 @@ def add_depth(report: Report, bench: Bench, drawn: dict[str, list[Image.Image]],
     """Add the rank correlation of depths, and what the depth ControlNet adds to it."""
     scores = {key: depth_kept(bench.depth, pictures, queries) for key, pictures in drawn.items()}
     for key, values in scores.items():
-        report.add(f"depth rank correlation, {key}", estimate_mean(values))
+        report.add(f"depth rank correlation, {key}", estimate_mean(values).within(-1, 1))
     if "depth" in scores:
         report.add("depth rank correlation, depth less none", estimate_difference(scores["depth"], scores[OFF]))

@@ -53,7 +53,7 @@ def run(bench: Bench) -> Report:
             if among.any():
                 report.add(
                     f"mean confidence where the {kind} is {name}",
-                    estimate_mean(chances[among].max(axis=1).astype(float)),
+                    estimate_mean(chances[among].max(axis=1).astype(float)).within(0, 1),
                 )
         confusions[kind] = confusion(wanted, chances.argmax(axis=1), len(names))
     report.sheets = {"confusions": draw_confusions(confusions, {kind: names for kind, (names, _) in KINDS.items()})}

@@ -12,6 +12,7 @@ from context_diffusion.metrics import Estimate, estimate_difference, estimate_me
 
 Scores = dict[str, list[float]]
 RATES = ("object", "style", "leakage")  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
+ENDS = {"palette distance": (0,), "edge F1": (0, 1), "depth rank correlation": (-1, 1)}  # where the others end
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Results:
         for score in scores:
             values, indices = self.values(setting, score)
             if values:
-                of_rate = score in RATES
-                found[score] = estimate_rate(map(bool, values), indices) if of_rate else estimate_mean(values, indices)
+                if score in RATES:
+                    found[score] = estimate_rate(map(bool, values), indices)
+                else:
+                    found[score] = estimate_mean(values, indices).within(*ENDS.get(score, ()))
         return found
 
     def difference(self, first: str, second: str, score: str) -> Estimate | None:

@@ -61,7 +61,7 @@ def run(bench: Bench) -> Report:
     for name, among in (("without an error", right), ("with one", ~right)):
         if among.any():
             sure = [one.confidence for one, counted in zip(clean, among, strict=True) if counted]
-            report.add(f"mean confidence of utterances {name}, clean", estimate_mean(sure))
+            report.add(f"mean confidence of utterances {name}, clean", estimate_mean(sure).within(0, 1))
     said_by = {
         voice: [index for index in number if spoken.voices[index] == voice] for voice in sorted({*spoken.voices})
     }
