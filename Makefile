@@ -7,6 +7,7 @@
 #   make lab        JupyterLab on the lessons
 #   make site       the web site: lessons with their outputs, the module's reference, tables -> build/site/
 #   make colab      three lessons with the versions that Colab has, in an environment of their own
+#   make doors      the first cell and the Colab badge of every lesson, from the address in pyproject.toml
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
 #   make publish    what was trained, for the library to find: make publish ARGS="unet"      -> data/checkpoints/
@@ -39,7 +40,7 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 # Whatever is run here uses this clone, kernels included, whichever clone the environment was made for.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test check lint lab colab site figures train train-decoder publish evaluate papers clean mend
+.PHONY: help demo test check lint lab colab doors site figures train train-decoder publish evaluate papers clean mend
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -68,6 +69,9 @@ lab: $(RUNTIME)
 
 colab: $(DEV)
 	COLAB=1 $(RUN) -m pytest -m colab tests/test_colab.py
+
+doors: $(DEV)
+	$(RUN) -m experiments.publishing.doors $(ARGS)
 
 site: $(DEV)
 	$(RUN) -m experiments.publishing.site $(ARGS)

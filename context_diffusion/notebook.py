@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import ROOT
+from .signatures import checked
 
 COLAB_NEEDS = {  # import name -> requirement for pip; torch and numpy are Colab's own and stay as they are
     "diffusers": "diffusers>=0.39,<0.44",
@@ -20,6 +21,9 @@ COLAB_NEEDS = {  # import name -> requirement for pip; torch and numpy are Colab
     "einops": "einops>=0.8",
     "jaxtyping": "jaxtyping>=0.2.36",
     "cv2": "opencv-python-headless>=4.10",
+    "peft": "peft>=0.14",
+    "httpx": "httpx>=0.27",
+    "soundfile": "soundfile>=0.12",
     "ipywidgets": "ipywidgets>=7.7",
 }
 
@@ -34,6 +38,7 @@ class Setup:
     data: Path  # the folder with query/, context/ and checkpoints/
 
 
+@checked
 def setup(seed: int = 0) -> Setup:
     """Prepare a lesson and say where it runs; call it once, in the first cell.
 
@@ -80,10 +85,16 @@ def quiet() -> None:
 def install_missing() -> list[str]:
     """On Colab, install the missing packages; elsewhere raise ``ModuleNotFoundError`` that says how to get them."""
     missing = [wanted for name, wanted in COLAB_NEEDS.items() if importlib.util.find_spec(name) is None]
+    if "google.colab" not in sys.modules:  # Colab's kernel loads it before the first cell
+        missing += [name for name in ("torch", "matplotlib") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ModuleNotFoundError(
+                f"Not installed for this kernel: {', '.join(missing)}. Run `make lab` in {ROOT}, "
+                f"or `{sys.executable} -m pip install -r requirements.txt` there."
+            )
     if not missing:
         return []
-    if "google.colab" not in sys.modules:  # Colab's kernel loads it before the first cell
-        raise ModuleNotFoundError(f"This needs {', '.join(missing)}: run `pip install -r requirements.txt` first.")
+    print(f"Installing {', '.join(missing)} ...")
     keep = [f"{name}=={_version(name)}" for name in ("torch", "numpy") if _version(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing, *keep], check=True)
     importlib.invalidate_caches()
@@ -99,6 +110,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@checked
 def check(answer: object, expected: object, hint: str = "", *, strict: bool = False) -> None:
     """Say whether the ``answer`` to an exercise is right and, if not, what to look at.
 

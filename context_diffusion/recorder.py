@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .fusion.sound import Recording, Sound, read_sound
+from .signatures import checked
 from .widgets import has_kernel
 
 RATE = 32_000  # Hz, of recordings and, after resampling, of uploaded files
@@ -34,6 +35,7 @@ class Recorder:
     'data/audio/boat.flac'
     """
 
+    @checked
     def __init__(self, default: Recording | Sound, draw: Callable[[Recording | Sound], object] | None = None):
         self.recording, self.draw = default, draw
         self.box: Any = None  # the ipywidgets.VBox, where there is a kernel
@@ -49,7 +51,10 @@ class Recorder:
 
     def _repr_mimebundle_(self, **options) -> dict | None:
         """Show the widget, or its state as text if the front end shows no widgets."""
-        return None if self.box is None else self.box._repr_mimebundle_(**options) | {"text/plain": repr(self)}
+        if self.box is None:
+            return None
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}  # ipywidgets 7 makes no bundle
+        return {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}
 
     def _build(self) -> None:
         import ipywidgets
