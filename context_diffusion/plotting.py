@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .files import written_whole
+from .checks import check_count, check_number
+from .files import check_output, written_whole
 from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
+from .signatures import checked
 
 STYLE = {
     "figure.dpi": 100,
@@ -29,11 +31,15 @@ STYLE = {
 ACCENT, SECOND, GREY = "#1f6f8b", "#d95f02", "#9aa0a6"  # distinct for readers who do not see red and green
 
 
+WIDEST, MOST_CELLS = 20, 1_000_000  # inches for a picture; cells of a heat map
+
+
 def use_style() -> None:
     """Make the plots of a session look alike."""
     plt.rcParams.update(STYLE)
 
 
+@checked
 def show(
     images: ImageLike | Sequence[ImageLike],
     titles: str | Sequence[str] | None = None,
@@ -49,10 +55,13 @@ def show(
     Returns the figure, without opening a window; a notebook shows it as the value of its cell.
     """
     images = listed(images)
+    if not images:
+        raise ValueError("There is no picture to show; pass at least one.")
+    check_number("width, in inches per picture,", width, 0.1, WIDEST)
     titles, captions = (
         _one_each(texts, len(images), what) for texts, what in ((titles, "title"), (captions, "caption"))
     )
-    columns = min(columns or 6, len(images))
+    columns = min(6 if columns is None else check_count("columns", columns), len(images))
     rows = math.ceil(len(images) / columns)
     figure, axes = _canvas(rows, columns, width, text_lines=bool(titles) + _lines(captions))
     for index, axis in enumerate(axes.flat):
@@ -67,6 +76,7 @@ def show(
     return figure
 
 
+@checked
 def compare(
     rows: Mapping[str, Sequence[ImageLike]], titles: Sequence[str] | None = None, *, width: float = 1.4
 ) -> Figure:
@@ -74,6 +84,7 @@ def compare(
     lengths = {name: len(images) for name, images in rows.items()}
     if not rows or min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"Each row needs the same number of pictures, at least one; got {lengths}.")
+    check_number("width, in inches per picture,", width, 0.1, WIDEST)
     titles = _one_each(titles, next(iter(lengths.values())), "title")
     figure, axes = _canvas(len(rows), next(iter(lengths.values())), width, margin=0.09 * max(map(len, rows)))
     for number, (name, images) in enumerate(rows.items()):
@@ -87,6 +98,7 @@ def compare(
     return figure
 
 
+@checked
 def bars(
     samples: Mapping[str, Sequence[float]], *, label: str = "", confidence: float = 0.95, title: str | None = None
 ) -> Figure:
@@ -104,6 +116,7 @@ def bars(
     return figure
 
 
+@checked
 def estimates(
     values: Mapping[str, Estimate], *, label: str = "", chance: float | None = None, title: str | None = None
 ) -> Figure:
@@ -121,21 +134,30 @@ def estimates(
     return figure
 
 
+@checked
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """The mean and the half-width of its confidence interval, ``t_{n-1} s / sqrt(n)``; NaN width for one value."""
     from scipy import stats
 
     array = np.asarray(values, dtype=float)
+    if not len(array):
+        raise ValueError("A mean needs at least one value.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is between 0 and 1, such as 0.95; got {confidence}.")
     if len(array) < 2:
         return float(array.mean()), float("nan")
     quantile = stats.t.ppf(0.5 + confidence / 2, len(array) - 1)
     return float(array.mean()), float(quantile * array.std(ddof=1) / math.sqrt(len(array)))
 
 
+@checked
 def lines(
     series: Mapping[str, Sequence[float]], x: Sequence[float] | None = None, *, xlabel: str = "", ylabel: str = ""
 ) -> Figure:
     """Plot named curves over a common ``x``, by default their index."""
+    for name, values in series.items():
+        if x is not None and len(values) != len(x):
+            raise ValueError(f"Each curve has a value for each of the {len(x)} x; {name!r} has {len(values)}.")
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     for (name, values), color in zip(series.items(), _colors(len(series)), strict=True):
         axis.plot(range(len(values)) if x is None else x, values, label=name, color=color)
@@ -146,6 +168,7 @@ def lines(
     return figure
 
 
+@checked
 def heatmap(
     values: Float[Tensor, "rows columns"] | Float[np.ndarray, "rows columns"],
     rows: Sequence[str] | None = None,
@@ -156,6 +179,9 @@ def heatmap(
     """Draw a matrix (similarities, attention), with its numbers written in if there is room."""
     array = np.asarray(values)
     height, width = array.shape
+    rows, columns = _one_each(rows, height, "name", "row"), _one_each(columns, width, "name", "column")
+    if not 0 < array.size <= MOST_CELLS:
+        raise ValueError(f"A heat map has 1 to {MOST_CELLS:,} cells; this one has {array.size:,}.")
     figure, axis = plt.subplots(figsize=(0.55 * width + 2, 0.45 * height + 1), layout="constrained")
     picture = axis.imshow(array, cmap="viridis", aspect="auto")
     axis.set(xticks=range(width) if columns else [], yticks=range(height) if rows else [])
@@ -171,9 +197,14 @@ def heatmap(
     return figure
 
 
+@checked
 def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> Path:
-    """Write a figure under a temporary name, then rename it."""
-    path = Path(path)
+    """Write a figure under a temporary name, then rename it; raises ``ValueError`` for a path it cannot be written to.
+
+    The suffix of ``path`` says the format; ``dpi`` is from 20 to 1200.
+    """
+    path = check_output(path, [f".{kind}" for kind in figure.canvas.get_supported_filetypes()], "The figure")
+    check_count("dpi", dpi, 1200, low=20)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path
@@ -209,12 +240,12 @@ def _draw(axis: Axes, image: ImageLike) -> None:
         axis.imshow(load_image(image))
 
 
-def _one_each(texts: str | Sequence[str] | None, count: int, what: str) -> list[str] | None:
+def _one_each(texts: str | Sequence[str] | None, count: int, what: str, of: str = "picture") -> list[str] | None:
     if texts is None:
         return None
     texts = [texts] if isinstance(texts, str) else list(texts)
     if len(texts) != count:
-        raise ValueError(f"Give one {what} for each picture: {count} picture(s), {len(texts)} {what}(s).")
+        raise ValueError(f"Give one {what} for each {of}: {count} {of}(s), {len(texts)} {what}(s).")
     return texts
 
 

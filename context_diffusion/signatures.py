@@ -51,12 +51,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def check_fields(instance: object) -> None:
-    """Check the fields of a frozen dataclass against its annotations, from its ``__post_init__``."""
+def check_fields(instance: object, *names: str) -> None:
+    """Check the fields of a frozen dataclass (all, or those named) against its annotations, in ``__post_init__``."""
     kind: Any = type(instance)
     for name, hint in _hints(kind).items():
-        if name in kind.__dataclass_fields__:
+        if name in (names or kind.__dataclass_fields__):
             object.__setattr__(instance, name, fitted(name, getattr(instance, name), hint))
+
+
+def check_fixed(kind: Any, fixed: Mapping[str, object]) -> None:
+    """Refuse keywords that name no field of the dataclass ``kind``."""
+    fields = kind.__dataclass_fields__
+    for name in fixed:
+        if name not in fields:
+            raise TypeError(f"A {kind.__name__} has no {name!r}; it has {either(fields)}.")
 
 
 def fitted(name: str, value: object, hint: Any) -> Any:
@@ -208,6 +216,8 @@ def _mapping(name: str, value: object, hint: Any, inner: tuple) -> Mapping:
 def _items(name: str, value: object, hint: Any, origin: type, inner: Any) -> Any:
     """Refuse what is one value, and check the items where an annotation names numbers, words or labels."""
     value = plain(value)
+    if isinstance(value, str) and inner is Hashable:
+        return list(value)  # one letter for each
     if isinstance(value, str | bytes | Mapping | set | frozenset) or not _iterates(value):
         _refuse(name, value, hint)
     if inner not in PLURALS:
@@ -220,7 +230,8 @@ def _items(name: str, value: object, hint: Any, origin: type, inner: Any) -> Any
     if len(items) > MOST:
         raise ValueError(f"{name} holds at most {MOST:,} items; got more.")
     rule = _number if inner is float else RULES[inner]  # NaN is told by the function, which knows what it stands for
-    return [rule(f"item {place} of {name}", one) for place, one in enumerate(items)]
+    found = [rule(f"item {place} of {name}", one) for place, one in enumerate(items)]
+    return tuple(found) if origin is tuple else found
 
 
 def _iterates(value: object) -> bool:

@@ -4,6 +4,8 @@ import inspect
 import sys
 from collections.abc import Callable
 
+from .signatures import checked
+
 Control = tuple | list | bool | str | int | float
 
 
@@ -14,6 +16,7 @@ def has_kernel() -> bool:
     return shell is not None and getattr(shell, "kernel", None) is not None
 
 
+@checked
 def play(draw: Callable, *, button: str | None = None, **controls: Control) -> object:
     """Give each argument of ``draw`` a slider, menu or text box, and redraw whenever one changes.
 
@@ -51,6 +54,7 @@ def play(draw: Callable, *, button: str | None = None, **controls: Control) -> o
     return ipywidgets.VBox([*parts.values(), *extra, output])
 
 
+@checked
 def starting_values(draw: Callable, controls: dict[str, Control]) -> dict[str, object]:
     """Choose where each control starts: at ``draw``'s default, the first item of a list, or the middle of a range.
 

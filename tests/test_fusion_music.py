@@ -188,8 +188,10 @@ def test_invalid_input_gets_one_sentence(tagger, tmp_path, monkeypatch):
         tagger.logits([Sound(noise(), 16_000, "x")], TEXTS)
     with pytest.raises(ValueError, match="'a purple piece'.*It knows: .*calm"):
         tagger(Sound(noise(), RATE), ["a calm piece", "a purple piece"])
-    with pytest.raises(ValueError, match="two descriptions or more"):
+    with pytest.raises(TypeError, match="descriptions is a list of texts, not 'calm'"):
         tagger(Sound(noise(), RATE), "calm")
+    with pytest.raises(ValueError, match="two descriptions or more"):
+        tagger(Sound(noise(), RATE), ["calm"])
     with pytest.raises(ValueError, match="maps two or more sentences"):
         MusicSource(noise(), RATE, tagger, descriptions={"calm music": "a field"})
     with pytest.raises(ValueError, match="no music model 'clamp': give tiny-fusion or clap.*did you mean 'clap'"):

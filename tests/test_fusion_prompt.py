@@ -250,9 +250,12 @@ def test_bad_arguments_get_one_sentence(name):
         fuse_prompts(**arguments)
 
 
-@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf")])
-def test_a_confidence_is_a_probability(value):
-    with pytest.raises(ValueError, match="from 0"):
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(1.5, "from 0"), (-0.1, "from 0"), (float("nan"), "confidence is a finite"), (float("inf"), "is a finite number")],
+)
+def test_a_confidence_is_a_probability(value, sentence):
+    with pytest.raises(ValueError, match=sentence):
         Description("a boat", value)
 
 

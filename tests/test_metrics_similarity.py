@@ -167,7 +167,7 @@ def test_references_encoded_before_serve_pictures():
         (
             lambda: text_image_scores(some_pictures(1), "a cat", encode_images=pixels, encode_text=words),
             TypeError,
-            "one text per picture",
+            "texts is a list of texts",
         ),
         (
             lambda: text_image_scores(some_pictures(1), ["a"], encode_images=pixels, encode_text=lambda t: EYE[:1]),

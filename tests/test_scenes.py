@@ -108,7 +108,7 @@ def test_styles_are_told_apart_by_their_texture_alone():
 
 
 def test_wrong_names_are_answered_with_the_right_ones():
-    with pytest.raises(ValueError, match="house, tree"):
+    with pytest.raises(ValueError, match="'house', 'tree'"):
         Scene.draw(0, object="dragon")
     with pytest.raises(ValueError, match="blueprint"):
         Style.draw(0, name="cubism")

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..checkpoints import find_network, load_part
 from ..encoders import vision_inputs
-from ..images import ImageLike, load_image, resize, to_tensor
+from ..images import ImageLike, listed, load_image, resize, to_tensor
 from ..metrics.inputs import batched
+from ..signatures import check_fields, checked
 from .description import Description
 
 OFFLINE = "tiny-fusion"
@@ -33,6 +34,7 @@ class Captioner:
         self.network, self.tokenizer, self.preprocess = network, tokenizer, preprocess
 
     @classmethod
+    @checked
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "Captioner":
         """Load ``"tiny-fusion"`` (offline), ``"blip"`` (hub), or a BLIP by its folder or repository id.
 
@@ -56,7 +58,7 @@ class Captioner:
         The confidence is the geometric mean of the tokens' probabilities, exp(1/n sum_k log p_k), the end included.
         """
         said = []
-        for batch in batched(list(images), BATCH_SIZE):
+        for batch in batched(listed(images), BATCH_SIZE):
             pixels = torch.stack([self.preprocess(image) for image in batch]).to(self.network.device)
             longest = min(MAX_WORDS, self.network.config.text_config.max_position_embeddings - 1)
             written = self.network.generate(
@@ -80,6 +82,9 @@ class ImageSource:
 
     image: ImageLike
     captioner: Captioner | str | Path = OFFLINE
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def describe(self) -> Description:
         """Caption the picture; raises what ``load_image`` and :meth:`Captioner.from_pretrained` raise."""

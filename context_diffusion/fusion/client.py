@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from ..signatures import check_fields
+
 MAX_BYTES = 1_000_000  # the current weather takes a few hundred
 HIDDEN = "(key)"
 
@@ -30,9 +32,10 @@ class Patience:
     longest: float = 30.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.timeout <= 600 or not 0 <= self.backoff <= 600 or not 0 <= self.longest <= 600:
             raise ValueError(f"Waits are between 0 and 600 seconds, and the timeout is above 0; got {self}.")
-        if not isinstance(self.retries, int) or not 0 <= self.retries <= 20:
+        if not 0 <= self.retries <= 20:
             raise ValueError(f"retries is a whole number from 0 to 20; got {self.retries!r}.")
 
 

@@ -1,8 +1,10 @@
 """What a source says: a few words, how sure it is of them, and where they came from."""
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from ..checks import shown
+from ..signatures import check_fields
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,8 @@ class Description:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str):
-            raise TypeError(f"The text of a description is a string; got a value of type {type(self.text).__name__}.")
-        number = isinstance(self.confidence, (int, float)) and math.isfinite(self.confidence)
-        if not number or not 0 <= self.confidence <= 1:
+        check_fields(self)
+        if not 0 <= self.confidence <= 1:
             raise ValueError(f"A confidence is a number from 0 (a guess) to 1 (certain); got {self.confidence!r}.")
 
     def describe(self) -> "Description":
@@ -53,7 +53,7 @@ def as_description(source: object, number: int = 0) -> Description:
     if not isinstance(source, Source) or isinstance(source, type):
         raise TypeError(
             "A source is a string, a Description, or an object with describe(), such as ImageSource(picture); "
-            f"source {number} is {'the class ' + source.__name__ if isinstance(source, type) else repr(source)[:60]}."
+            f"source {number} is {'the class ' + source.__name__ if isinstance(source, type) else shown(source, 60)}."
         )
     said = source.describe()
     if not isinstance(said, Description):

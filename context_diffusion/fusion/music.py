@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..checkpoints import find_network, load_part
 from ..metrics.inputs import batched
+from ..signatures import check_fields, checked
 from .description import Description
 from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
 from .sound import Recording, Sound, read_sound
@@ -44,6 +45,7 @@ class MusicTagger:
         self.network, self.tokenizer, self.extractor = network, tokenizer, extractor
 
     @classmethod
+    @checked
     def from_pretrained(cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu") -> "MusicTagger":
         """Load ``"tiny-fusion"`` (offline), ``"clap"`` (hub), or a CLAP by its folder or repository id.
 
@@ -60,11 +62,13 @@ class MusicTagger:
         """Samples per second that the network was trained on."""
         return self.extractor.sampling_rate
 
+    @checked
     def __call__(self, sound: Sound, descriptions: Sequence[str]) -> Float[Tensor, " texts"]:
         """Give the probability of each description, Eq. (1), for a sound at :attr:`rate`."""
         return self.logits([sound], descriptions)[0].softmax(dim=0)
 
     @torch.inference_mode()
+    @checked
     def logits(self, sounds: Iterable[Sound], descriptions: Sequence[str]) -> Float[Tensor, "sounds texts"]:
         """Give s a . t_k of Eq. (1) for each sound and description, averaged over the windows of each sound.
 
@@ -124,8 +128,7 @@ class MusicSource:
     vocabulary: Literal["offline", "open"] = "offline"
 
     def __post_init__(self) -> None:
-        if self.vocabulary not in ("offline", "open"):
-            raise ValueError(f"vocabulary is 'offline' or 'open', not {self.vocabulary!r}.")
+        check_fields(self, "rate", "model", "vocabulary")
         given = self.descriptions
         if given is not None and not (isinstance(given, Mapping) and len(given) >= 2):
             raise ValueError(

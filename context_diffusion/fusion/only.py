@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from ..signatures import check_fields
 from .description import Description, Source, as_description
 from .phrases import exclusive_phrases, join_phrases, split_phrases
 
@@ -20,6 +21,7 @@ class Only:
     kind: str | tuple[str, ...] = "style"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         known = sorted(set(exclusive_phrases().values()))
         unknown = [kind for kind in self.kinds if kind not in known]
         if unknown or not self.kinds:

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..checks import normalized_weights
+from ..checks import LIMITS, check_list, normalized_weights
+from ..signatures import checked
 from .description import Description, Source, as_description
 from .phrases import USED, Phrase, join_phrases, meanings, shortened, split_phrases
 from .template import check_order, check_template, fill_template, literal_text, token_counter
@@ -66,6 +67,7 @@ class FusedPrompt:
         return "\n".join(rows)
 
 
+@checked
 def fuse_prompts(
     sources: Source | str | Iterable,
     weights: Iterable[float] | None = None,
@@ -92,7 +94,8 @@ def fuse_prompts(
     >>> print(fuse_prompts(["a boat, neon style", "rain, neon style"], [1, 3], max_tokens=77))
     rain, neon style, a boat
     """
-    listed = [sources] if isinstance(sources, (str, Source)) else sources
+    one = isinstance(sources, (str, Source)) and not isinstance(sources, type)
+    listed = [sources] if one else check_list("sources", sources, LIMITS["sources"])
     descriptions = [as_description(source, number) for number, source in enumerate(listed)]
     if not descriptions:
         raise ValueError("A prompt needs at least one source: a string, a picture, the weather, ...")

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from ..checkpoints import find_network, load_part
 from ..metrics.inputs import batched
+from ..signatures import check_fields, checked
 from .caption import confidence
 from .description import Description
 from .sound import Recording, Sound, read_sound
@@ -36,6 +37,7 @@ class Transcriber:
     'a boat by the sea'
     """
 
+    @checked
     def __init__(
         self, network: torch.nn.Module, processor, language: str | None = None,
         task: Literal["transcribe", "translate"] = "transcribe",
@@ -44,6 +46,7 @@ class Transcriber:
         self.language, self.task = language, task
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name: str | Path = OFFLINE, *, device: str | torch.device = "cpu", **options
     ) -> "Transcriber":
@@ -69,10 +72,12 @@ class Transcriber:
         """Samples that the network hears at once."""
         return self.processor.feature_extractor.n_samples
 
+    @checked
     def __call__(self, sound: Sound) -> Description:
         """Write down what is said in one recording."""
         return self.describe_all([sound])[0]
 
+    @checked
     def describe_all(self, sounds: Iterable[Sound]) -> list[Description]:
         """Write down what is said in each recording, always taking the likeliest next word.
 
@@ -134,6 +139,9 @@ class AudioSource:
     recording: Recording | Sound
     rate: float | None = None
     model: Transcriber | str | Path = OFFLINE
+
+    def __post_init__(self) -> None:
+        check_fields(self, "rate", "model")
 
     def describe(self) -> Description:
         """Write down what is said; silence says nothing, with confidence 0 and a note.

@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
+from ..checks import check_choice, shown
 from .phrases import USED, Phrase, join_phrases
 
 ORDERS = ("importance", "sentence")
@@ -13,29 +14,41 @@ ALL = "prompt"  # the field of every source that has no field of its own
 
 def check_template(template: str, sources: int) -> None:
     """Raise ``ValueError`` unless the template can be read and has a place for every source."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"A template is text around {{prompt}}, with braces in pairs; got {template!r}.") from error
-    fields = [name for _, name, *_ in parsed if name is not None]
-    numbers = [str(number) for number in range(sources)]
-    if not {*fields} <= {ALL, *numbers} or any(form or conversion for _, _, form, conversion in parsed):
+    fields, numbers = fields_of(template), [str(number) for number in range(sources)]
+    if not {*fields} <= {ALL, *numbers}:
         raise ValueError(
             f"The fields of a template are {{prompt}} and the numbers of sources, {{0}} to {{{sources - 1}}}, with "
-            f"nothing else in the braces; got {template!r}."
+            f"nothing else in the braces; got {template!r:.80}."
         )
     placeless = [] if ALL in fields else [number for number in numbers if number not in fields]
     if placeless:
         raise ValueError(f"The template {template!r} has no place for source {', '.join(placeless)}: add {{prompt}}.")
 
 
+def fields_of(template: str) -> list[str]:
+    """Give the words in a template's braces, in order.
+
+    Raises ``ValueError`` if braces do not pair, or hold a format: ``{0:>999999999}`` would fill the memory.
+
+    >>> fields_of("{object}, {style} style")
+    ['object', 'style']
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"A template is text around {{prompt}}, with braces in pairs; got {template!r:.80}."
+        ) from error
+    if any(form or conversion for _, _, form, conversion in parsed):
+        raise ValueError(f"The braces of a template hold names and nothing else in the braces; got {template!r:.80}.")
+    return [name for _, name, *_ in parsed if name is not None]
+
+
 def check_order(order: str | None, *, offline: bool) -> str:
     """Return the order asked for; by default ``"sentence"`` for the offline model, else ``"importance"``."""
     if order is None:
         return "sentence" if offline else "importance"
-    if order not in ORDERS:
-        raise ValueError(f"order is {' or '.join(map(repr, ORDERS))}, not {order!r}.")
-    return order
+    return check_choice("order", order, ORDERS)
 
 
 def literal_text(template: str) -> str:
@@ -82,6 +95,8 @@ def token_counter(tokenizer=None, max_tokens: int | None = None) -> tuple[Callab
         return (lambda text: len(re.findall(r"\w+|[^\w\s]", text)) + 2), max_tokens
     if tokenizer is None:
         tokenizer = _offline_tokenizer()
+    if not callable(tokenizer) or not isinstance(getattr(tokenizer, "model_max_length", None), int):
+        raise TypeError(f"tokenizer is a tokenizer of transformers, with a model_max_length, not {shown(tokenizer)}.")
     limit = min(tokenizer.model_max_length, max_tokens or tokenizer.model_max_length)
     return (lambda text: len(tokenizer(text, truncation=False, verbose=False)["input_ids"])), limit
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..checks import shown
+from ..signatures import check_fields
 from .client import Patience, get_json
 from .description import Description
 from .weather_answers import NAMES, number_at, read_weather
@@ -54,10 +56,9 @@ class WeatherSource:
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
+        check_fields(self, "recorded", "provider", "vocabulary", "patience")
         if (self.place is None) == (self.recorded is None):
             raise ValueError("Give one of the two: a place, such as 'Lisbon' or (38.7, -9.1), or a recorded answer.")
-        if self.vocabulary not in ("offline", "open"):
-            raise ValueError(f"vocabulary is 'offline' or 'open', not {self.vocabulary!r}.")
         _provider(self.provider)
         if self.place is not None:
             check_place(self.place)
@@ -121,8 +122,8 @@ def check_place(place: object) -> Place:
 
 
 def _provider(name: str) -> Provider:
-    if name not in PROVIDERS:
-        raise ValueError(f"There is no weather provider {name!r}; take {' or '.join(map(repr, PROVIDERS))}.")
+    if not isinstance(name, str) or name not in PROVIDERS:
+        raise ValueError(f"There is no weather provider {shown(name)}; take {' or '.join(map(repr, PROVIDERS))}.")
     return PROVIDERS[name]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..files import as_path
 from .client import MAX_BYTES
 from .weather_words import (
     LIGHTS,
@@ -56,7 +57,7 @@ def read_weather(answer: Mapping | str | os.PathLike) -> Weather:
     Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for anything that is not such an answer.
     """
     if not isinstance(answer, Mapping):
-        answer = _recorded(Path(answer))
+        answer = _recorded(as_path(answer, "A recorded answer"))
     if "current" in answer:
         return _read_open_meteo(answer)
     if "weather" in answer:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .music_vocabulary import GENRES, MODES, MOODS
+from ..checks import LIMITS, check_choice, check_count, check_number
+from ..signatures import check_fields, check_fixed, checked
+from .music_vocabulary import GENRES, INSTRUMENTS, MODES, MOODS
 
 RATE = 16_000  # samples per second
 SECONDS = 6.0
@@ -96,7 +98,18 @@ class Piece:
     chords: str
     bass: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        words = {"mood": MOODS, "genre": GENRES, "mode": MODES}
+        for name, known in (words | dict.fromkeys(("lead", "chords", "bass"), INSTRUMENTS)).items():
+            check_choice(name, getattr(self, name), known)
+        for name, (low, high) in RANGES.items():
+            check_number(name, getattr(self, name), low, high)
+        check_count("tonic", self.tonic, 11, low=0)
+        check_count("seed", self.seed, LIMITS["seed"], low=0)
+
     @classmethod
+    @checked
     def draw(cls, seed: int, **fixed) -> "Piece":
         """Draw every parameter from the seed, except those fixed by keyword.
 
@@ -105,14 +118,13 @@ class Piece:
         >>> Piece.draw(3, mood="sad") == Piece.draw(3, mood="sad")
         True
         """
-        unknown = sorted(set(fixed) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise TypeError(f"A piece has no {', '.join(unknown)}; it has {', '.join(cls.__dataclass_fields__)}.")
+        check_count("seed", seed, LIMITS["seed"], low=0)
+        check_fixed(cls, fixed)
         generator = np.random.default_rng([seed, 7])
         mood, genre = MOODS[generator.integers(len(MOODS))], GENRES[generator.integers(len(GENRES))]
         mood, genre = fixed.get("mood", mood), fixed.get("genre", genre)
-        if mood not in MOODS or genre not in GENRES:
-            raise ValueError(f"A mood is one of {MOODS}, a genre one of {GENRES}; got {mood!r} and {genre!r}.")
+        check_choice("mood", mood, MOODS)
+        check_choice("genre", genre, GENRES)
         leads, chords, basses, *_ = BANDS[genre]
         drawn = {
             "mood": mood, "genre": genre, "seed": seed, **_cues(mood, generator), "mode": _mode(mood, generator),

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from ..signatures import checked
 from .instruments import TIMBRES, stroke, tone
 from .music_vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, article, key_word, tempo_word
 from .piece import RATE, SECONDS, Piece
@@ -12,6 +13,7 @@ PEAK = 0.7
 ROOM = (0.25, 2.0)  # seconds in which the reverberation decays to 1/e^3, for reverb 0 and 1
 
 
+@checked
 def render(piece: Piece) -> Float[np.ndarray, " samples"]:
     """Play a piece: float32 in [-0.7, 0.7], ``SECONDS`` long at ``RATE``; a pure function of the piece.
 
@@ -50,6 +52,7 @@ def _in_room(
     return (1 - 0.6 * share) * dry + share * wet
 
 
+@checked
 def describe(piece: Piece, wording: int | None = None) -> str:
     """Describe a piece in full, or, with the seed ``wording``, in other words and with some parts left out.
 

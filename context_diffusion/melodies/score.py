@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..signatures import checked
 from .piece import BANDS, SECONDS, Piece
 
 PROGRESSIONS = {  # the mode's third, in semitones -> degrees of the scale, from 0
@@ -36,6 +37,7 @@ class Note:
     loudness: float
 
 
+@checked
 def write_score(piece: Piece) -> list[Note]:
     """Write every note of a piece, in no particular order; a pure function of the piece."""
     generator = np.random.default_rng([piece.seed, 11])

@@ -20,7 +20,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..checks import LIMITS, check_count, shown
 from ..images import load_image
+from ..signatures import check_fields, checked
 
 Encoder = Callable[[list[Image.Image]], Tensor]
 BATCH_SIZE = 32
@@ -43,9 +45,18 @@ class Preprocess:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("size", self.size, LIMITS["width"])
+        if not all(self.std):
+            raise ValueError(f"std divides the pixels and is not 0; got {self.std}.")
+
+    @checked
     def __call__(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 size size"]:
         """Turn RGB images into what the network takes."""
-        pixels = np.stack([np.asarray(self._square(image), dtype=np.float32) for image in images])
+        if not len(images):
+            raise ValueError("There is nothing to prepare: pass at least one picture.")
+        pixels = np.stack([np.asarray(self._square(load_image(image)), dtype=np.float32) for image in images])
         mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
         standardized = rearrange((pixels / 255 - mean) / std, "batch height width rgb -> batch rgb height width")
         return torch.from_numpy(standardized).contiguous()
@@ -76,8 +87,7 @@ def pictures(images: object) -> Iterator[Image.Image]:
 
 def batched(items: Iterable, size: int) -> Iterator[list]:
     """Yield lists of ``size`` items (the last may be shorter), holding one list at a time."""
-    if size < 1:
-        raise ValueError(f"batch_size is at least 1; got {size}.")
+    check_count("batch_size", size)
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
@@ -98,6 +108,20 @@ def embeddings(
     ``encode``, a tensor (n, d) counts as embeddings, so pictures can be scored against references encoded before.
     Raises ``ValueError`` for embeddings that have the wrong shape or are not finite.
     """
+    width = None
+    for batch in _streamed(images, encode, batch_size):
+        width = same_width(batch, width)
+        yield batch
+
+
+def same_width(rows: Float[Tensor, "batch dim"], width: int | None, what: str = "came after") -> int:
+    """Return the width of embeddings, which is the ``width`` of those that ``what`` says, if there are any."""
+    if width is not None and rows.shape[1] != width:
+        raise ValueError(f"All embeddings have one width; {rows.shape[1]} numbers {what} {width}.")
+    return rows.shape[1]
+
+
+def _streamed(images: object, encode: Encoder | None, batch_size: int) -> Iterator[Float[Tensor, "batch dim"]]:
     known = isinstance(images, (Tensor, np.ndarray)) and images.ndim == 2
     if encode is not None and not known:
         for batch in batched(pictures(images), batch_size):
@@ -142,6 +166,10 @@ def _not_embeddings(found: object) -> TypeError:
 
 
 def _checked(features: Tensor | np.ndarray, expected: int | None) -> Float[Tensor, "batch dim"]:
+    if not isinstance(features, (Tensor, np.ndarray)):
+        raise TypeError(f"An encoder returns a tensor or an array (n, d) of numbers, not {shown(features)}.")
+    if isinstance(features, np.ndarray) and features.dtype.kind not in "biuf" or np.iscomplexobj(features):
+        raise TypeError(f"Embeddings are real numbers; these are {features.dtype}.")
     features = torch.as_tensor(features).detach().to("cpu", torch.float64)
     if features.ndim != 2 or (expected is not None and len(features) != expected):
         wanted = "(n, d)" if expected is None else f"({expected}, d), one row for each item"

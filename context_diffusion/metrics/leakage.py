@@ -14,18 +14,21 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from ..signatures import checked
 from .estimates import Estimate, estimate_rate
 from .inputs import BATCH_SIZE, batched, embed, pictures
 
 Classifier = Callable[[list[Image.Image]], Tensor]
 
 
+@checked
 def classified(images: object, classify: Classifier, *, batch_size: int = BATCH_SIZE) -> Int[np.ndarray, " n"]:
     """The class of each picture: the largest of ``classify``'s (n, classes) logits or probabilities."""
     winners = [embed(batch, classify).argmax(dim=1) for batch in batched(pictures(images), batch_size)]
     return torch.cat(winners).numpy() if winners else np.zeros(0, dtype=np.int64)
 
 
+@checked
 def content_leakage(
     images: object,
     prompt_classes: Iterable[SupportsInt],
@@ -56,6 +59,7 @@ def content_leakage(
     return estimate_rate(_matches(seen, lent), sets)
 
 
+@checked
 def object_accuracy(
     images: object,
     prompt_classes: Iterable[SupportsInt],

@@ -38,13 +38,15 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ..checks import normalized_weights
+from ..signatures import checked
 from .estimates import Estimate, estimate_mean
-from .inputs import BATCH_SIZE, Encoder, all_embeddings, embeddings, unit_rows
-from .similarity import reference_scores
+from .inputs import BATCH_SIZE, Encoder, all_embeddings, embeddings, same_width, unit_rows
+from .similarity import AGAINST, reference_scores
 
 MIN_SEPARATION = 1e-6  # below this smallest eigenvalue of the references' cosines, shares are undefined
 
 
+@checked
 def weighted_multi_style_scores(
     images: object,
     references: object,
@@ -58,6 +60,7 @@ def weighted_multi_style_scores(
     return cosines @ np.array(normalized_weights(weights, cosines.shape[1]))
 
 
+@checked
 def weighted_multi_style(
     images: object,
     references: object,
@@ -76,6 +79,7 @@ def weighted_multi_style(
     return estimate_mean(scores, sets)
 
 
+@checked
 def style_shares(
     images: object,
     references: object,
@@ -104,6 +108,7 @@ def style_shares(
     factor = torch.linalg.cholesky(gram)
     amounts = []
     for rows in embeddings(images, encode, batch_size=batch_size):
+        same_width(rows, gathered.shape[1], AGAINST)
         cosines = unit_rows(rows - shift) @ units.T  # (batch, references)
         targets = torch.linalg.solve_triangular(factor, cosines.T, upper=False).T
         amounts += [nnls(factor.T.numpy(), target)[0] for target in targets.numpy()]
@@ -117,6 +122,7 @@ def style_shares(
     return np.divide(found, total, out=equal, where=total > 0), fidelity
 
 
+@checked
 def blend_scores(
     images: object,
     references: object,
@@ -137,6 +143,7 @@ def blend_scores(
     return fidelity * np.clip(1 - variation / to_corner, 0, 1)
 
 
+@checked
 def blend_score(
     images: object,
     references: object,

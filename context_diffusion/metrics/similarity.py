@@ -6,19 +6,22 @@ Every ``*_scores`` function returns the individual numbers, to be recorded; its 
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..signatures import checked
 from .estimates import Estimate, estimate_from_influence, estimate_mean, jackknife_influence
-from .inputs import BATCH_SIZE, Encoder, all_embeddings, batched, embed, embeddings, pictures, unit_rows
+from .inputs import BATCH_SIZE, Encoder, all_embeddings, batched, embed, embeddings, pictures, same_width, unit_rows
 
+AGAINST = "are compared with references of"
 PAIRWISE_BLOCKS = 200  # partial sums kept for the jackknife of one large set
 
 
+@checked
 def text_image_scores(
     images: object,
     texts: Iterable[str],
@@ -33,10 +36,9 @@ def text_image_scores(
     (section 5) scores, since style is the business of the other score. A text that repeats within a batch is encoded
     once. The published CLIP scores are these cosines, not multiplied by 100 or 2.5, and not clipped at 0.
     """
-    if isinstance(texts, str):
-        raise TypeError(f"texts holds one text per picture; got a single string: pass [{texts!r}] * len(images).")
-    counts = [len(given) for given in (images, texts) if hasattr(given, "__len__")]
-    if len(counts) == 2 and not isinstance(images, (Tensor, np.ndarray)) and counts[0] != counts[1]:
+    texts = list(texts)
+    counts = [len(given) for given in (images, texts) if isinstance(given, Sequence)]
+    if len(counts) == 2 and counts[0] != counts[1]:
         raise ValueError(f"Each picture needs its own text; there are {counts[0]} pictures and {counts[1]} texts.")
     scores, missing = [], object()
     pairs = itertools.zip_longest(pictures(images), texts, fillvalue=missing)
@@ -57,6 +59,7 @@ def text_image_scores(
     return torch.cat(scores).numpy() if scores else np.zeros(0)
 
 
+@checked
 def text_image_similarity(
     images: object, texts: Iterable[str], *, sets: Iterable[Hashable] | None = None, **encoders
 ) -> Estimate:
@@ -64,6 +67,7 @@ def text_image_similarity(
     return estimate_mean(text_image_scores(images, texts, **encoders), sets)
 
 
+@checked
 def pairwise_scores(
     sets: Iterable[object], encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[np.ndarray, " sets"]:
@@ -92,6 +96,7 @@ def pairwise_scores(
     for owner, row in _rows_with_owner(numbered(), encode, batch_size):
         while owner > len(totals):
             close()
+        same_width(row[None], None if running is None else len(running))
         running, count = (row, 1) if running is None else (running + row, count + 1)
     while seen > len(totals):
         close()
@@ -113,11 +118,13 @@ def _rows_with_owner(
         yield from zip((owner for owner, _ in batch), rows, strict=True)
 
 
+@checked
 def set_consistency(sets: Iterable[object], encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE) -> Estimate:
     """Estimate the mean of :func:`pairwise_scores` over sets; sets are what is resampled."""
     return estimate_mean(pairwise_scores(sets, encode, batch_size=batch_size))
 
 
+@checked
 def pairwise_similarity(images: object, encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE) -> Estimate:
     """Estimate the mean cosine over all pairs of *one* set of any size, with an error from the pictures in it.
 
@@ -146,17 +153,20 @@ def pairwise_similarity(images: object, encode: Encoder | None = None, *, batch_
     return estimate_from_influence(value, [jackknife_influence(without)], n=n)
 
 
+@checked
 def reference_scores(
     images: object, references: object, encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[np.ndarray, "n references"]:
     """The cosine of each picture (row) with each reference (column)."""
     units = unit_rows(all_embeddings(references, encode, batch_size=batch_size))
-    rows = [unit_rows(batch) @ units.T for batch in embeddings(images, encode, batch_size=batch_size)]
+    batches = embeddings(images, encode, batch_size=batch_size)
+    rows = [unit_rows(batch) @ units.T for batch in batches if same_width(batch, units.shape[1], AGAINST)]
     if not rows:
         raise ValueError("There is no picture to score: pass at least one.")
     return torch.cat(rows).clamp(-1, 1).numpy()
 
 
+@checked
 def reference_similarity(
     images: object,
     references: object,

@@ -3,11 +3,16 @@
 import numpy as np
 from einops import rearrange
 
+from ..checks import LIMITS, check_count
+from ..signatures import checked
 from .scene import Rendering, Scene, Style, render
 
+LAST_GROUP = LIMITS["seed"] // 1000 - 1
+MOST = 1000  # scenes of a group: their seeds are 1000 times the group's, and up
 GROUP = 4  # pictures of one style draw in the training set
 
 
+@checked
 def context_group(seed: int, size: int = 4, *, style: Style | None = None, **fixed) -> list[Rendering]:
     """Draw ``size`` different scenes in one style; keyword arguments fix fields of the scenes, as in ``Scene.draw``.
 
@@ -15,6 +20,7 @@ def context_group(seed: int, size: int = 4, *, style: Style | None = None, **fix
     """
     if size < 1:
         raise ValueError(f"A group has at least one scene; got size={size}.")
+    check_count("size", size, MOST)
     style = style or Style.draw(seed)
     return [render(Scene.draw(seed * 1000 + i, **fixed), style, seed * 1000 + i) for i in range(size)]
 
@@ -30,12 +36,15 @@ class TinyScenes:
 
     HELD_OUT = 1_000_000
 
+    @checked
     def __init__(self, groups: int, first_group: int = 0):
-        self.groups, self.first_group = groups, first_group
+        self.groups = check_count("groups", groups, LAST_GROUP)
+        self.first_group = check_count("first_group", first_group, LAST_GROUP - self.groups, low=0)
 
     def __len__(self) -> int:
         return self.groups * GROUP
 
+    @checked
     def rendering(self, index: int) -> Rendering:
         """The picture with its ground truth, before it becomes tensors."""
         if not 0 <= index < len(self):
@@ -45,6 +54,7 @@ class TinyScenes:
         return render(Scene.draw(seed), self.style(group), seed)
 
     @staticmethod
+    @checked
     def style(group: int) -> Style:
         """The style draw that a group shares."""
         return Style.draw(group)
@@ -64,6 +74,7 @@ class TinyScenes:
         }
 
 
+@checked
 def labels(drawn: Rendering) -> dict[str, int]:
     """Class indices of a picture's object, background and style."""
     from .vocabulary import BACKGROUNDS, OBJECTS, STYLES

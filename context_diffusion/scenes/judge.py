@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import DEFAULT, find_model, find_part, load_part
 from ..images import ImageLike, resize
+from ..signatures import checked
 from .scene import SIZE
 from .vocabulary import BACKGROUNDS, OBJECTS, STYLES
 
@@ -28,10 +29,12 @@ class Judge:
     'boat'
     """
 
+    @checked
     def __init__(self, network: torch.nn.Module):
         self.network = network.eval()
 
     @classmethod
+    @checked
     def from_pretrained(cls, folder: str | Path | None = None) -> "Judge":
         """Load the judge of ``tiny-scenes``, or one saved in ``folder``.
 

@@ -7,6 +7,8 @@ import numpy as np
 from einops import reduce
 from PIL import Image
 
+from ..checks import LIMITS, check_choice, check_count, check_number, shown
+from ..signatures import check_fields, check_fixed, checked
 from .palettes import SLOTS, draw_palette
 from .shapes import OBJECT_PARTS, background_parts
 from .styles import PAINTERS, Canvas, contours
@@ -14,6 +16,7 @@ from .vocabulary import BACKGROUNDS, OBJECTS, PALETTE_FAMILIES, PLACES, STYLES, 
 
 SIZE = 128  # pixels of the finished picture
 SCALE = 2  # drawn at twice the size, then averaged
+FARTHEST = 10  # widths of the picture: what is farther outside is surely a slip
 SEGMENTS = ("sky", "sun", "ground", "object")
 
 
@@ -33,10 +36,19 @@ class Scene:
     sun_x: float = 0.8
     sun_y: float = 0.18
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_choice("object", self.object, OBJECTS)
+        check_choice("background", self.background, BACKGROUNDS)
+        for name in ("x", "y", "size", "horizon", "phase", "sun_x", "sun_y"):
+            check_number(name, getattr(self, name), -FARTHEST, FARTHEST)
+
     @classmethod
+    @checked
     def draw(cls, seed: int, **fixed) -> "Scene":
         """Draw a random scene; keyword arguments fix some of its fields, as in ``Scene.draw(3, object="boat")``."""
-        _check(fixed, object=OBJECTS, background=BACKGROUNDS)
+        check_count("seed", seed, LIMITS["seed"], low=0)
+        check_fixed(cls, fixed)
         generator = np.random.default_rng([seed, 1])
         size = generator.uniform(0.26, 0.36)
         scene = cls(
@@ -67,10 +79,21 @@ class Style:
     weight: float  # pixels
     strength: float  # 0 to 1
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_choice("name", self.name, STYLES)
+        check_choice("family", self.family, PALETTE_FAMILIES)
+        if np.shape(self.palette) != (len(SLOTS), 3):
+            raise ValueError(f"A palette has {len(SLOTS)} colours of three numbers; got {shown(self.palette)}.")
+        for name, low, high in (("period", 2, SIZE), ("angle", -10, 10), ("weight", 0, SIZE), ("strength", 0, 1)):
+            check_number(name, getattr(self, name), low, high)
+
     @classmethod
+    @checked
     def draw(cls, seed: int, **fixed) -> "Style":
         """Draw a random style; keyword arguments fix some of its fields, as in ``Style.draw(3, name="neon")``."""
-        _check(fixed, name=STYLES, family=PALETTE_FAMILIES)
+        check_count("seed", seed, LIMITS["seed"], low=0)
+        check_fixed(cls, fixed)
         generator = np.random.default_rng([seed, 2])
         name, family = str(generator.choice(STYLES)), str(generator.choice(PALETTE_FAMILIES))
         palette = draw_palette(fixed.get("family", family), generator)
@@ -104,12 +127,6 @@ class Rendering:
         return Image.fromarray(self.pixels)
 
 
-def _check(fixed: dict, **allowed: tuple[str, ...]) -> None:
-    for field, values in allowed.items():
-        if field in fixed and fixed[field] not in values:
-            raise ValueError(f"The {field} of a scene or style is one of {', '.join(values)}; got {fixed[field]!r}.")
-
-
 def _layers(scene: Scene) -> list[tuple[str, np.ndarray, str]]:
     """All parts, back to front, as (slot, polygon in the unit square, segment)."""
     layers = []
@@ -134,6 +151,7 @@ def _depth(scene: Scene, segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.clip(depth, 0, 1)
 
 
+@checked
 def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
     """Draw a scene in a style; ``seed`` changes only the noise of the texture and the wording of the caption."""
     side = SIZE * SCALE
@@ -159,6 +177,7 @@ def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
     )  # fmt: skip
 
 
+@checked
 def caption(scene: Scene, style: Style, seed: int | None = None) -> str:
     """Describe a scene in one sentence, the object first; a seed varies the wording of the plain full form.
 

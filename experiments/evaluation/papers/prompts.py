@@ -16,6 +16,7 @@ from pathlib import Path
 
 from context_diffusion.checks import hint
 from context_diffusion.files import DATA
+from context_diffusion.fusion.template import fields_of
 
 FOLDER = DATA / "prompts"
 
@@ -44,11 +45,11 @@ def load_prompts(name: str | Path) -> tuple[PromptSet, ...]:
         there = f"there are {', '.join(known)}{hint(name, known)}"
         raise FileNotFoundError(f"There is no list of prompts {str(name)!r}; {there}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is not TOML: {error}") from None
     template, sets = content.get("template", PromptSet.template), content.get("sets")
-    if not isinstance(template, str) or not all(field in template for field in ("{object}", "{style}")):
+    if not isinstance(template, str) or set(fields_of(template)) != {"object", "style"}:
         raise ValueError(f'{path.name}: template holds {{object}} and {{style}}, e.g. "{PromptSet.template}".')
     if not isinstance(sets, list) or not sets:
         raise ValueError(f"{path.name} holds no [[sets]]; each has a style and at least two objects.")
