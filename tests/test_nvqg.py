@@ -218,9 +218,9 @@ def test_no_guidance_no_negative_query():
 
 def test_queries_of_another_size_are_refused_before_anything_is_drawn():
     pipe = calm(tiny_sd15)
-    with style_aligned(pipe, references=two_references()[0], settings=NVQG):
-        with pytest.raises(ValueError, match=r"one size; their latents are \(16, 16\) and \(8, 8\)"):
-            draw(pipe)
+    sizes = r"one size; their latents are \(16, 16\) and \(8, 8\)"
+    with style_aligned(pipe, references=two_references()[0], settings=NVQG), pytest.raises(ValueError, match=sizes):
+        draw(pipe)
     with style_aligned(pipe, references=two_references()[0], settings=NVQG, negative_query=False):
         draw(pipe)
 
