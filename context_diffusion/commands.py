@@ -32,8 +32,8 @@ class Terminated(BaseException):
 def run_command(work: Callable[[], object]) -> int:
     """Do the ``work`` of a command line and return its exit status; whatever stops it is told in one line on stderr.
 
-    0 is success, 2 what the user can mend, 1 a fault of the program, 130 Ctrl-C, 143 SIGTERM, and 141 that nobody reads
-    what is printed any more. Warnings are lines that begin with ``note:``.
+    0 is success (or the number that ``work`` returns), 2 what the user can mend, 1 a fault of the program, 130 Ctrl-C,
+    143 SIGTERM, and 141 that nobody reads what is printed any more. Warnings are lines that begin with ``note:``.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -41,7 +41,7 @@ def run_command(work: Callable[[], object]) -> int:
     try:
         with warnings.catch_warnings(), _terminable():
             warnings.showwarning = lambda message, *_, **__: _tell("note", message)
-            work()
+            status = work()
             sys.stdout.flush()
     except BrokenPipeError:
         _close_stdout()
@@ -63,7 +63,7 @@ def run_command(work: Callable[[], object]) -> int:
         where = traceback.extract_tb(error.__traceback__)[-1]
         _tell("error", f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno}: {REPORT})")
         return 1
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def in_one_line(message: object) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from context_diffusion.commands import run_command
 from experiments.evaluation.report import Report
 from experiments.evaluation.results import Results, Unit
 from experiments.evaluation.units import work
@@ -43,6 +44,10 @@ class Counting:
         return Report()
 
 
-if __name__ == "__main__":
+def main() -> None:
     found = work(Counting(pause=float(sys.argv[2]) if len(sys.argv) > 2 else 0.0), Path(sys.argv[1]))
     print("whole" if found else "part")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

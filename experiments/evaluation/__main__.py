@@ -2,6 +2,8 @@
 
 import sys
 
+from context_diffusion.commands import run_command
+
 from .harness import main
 
-sys.exit(main())
+sys.exit(run_command(main))

@@ -20,9 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from context_diffusion.checkpoints import DEFAULT, find_model
+from context_diffusion.checkpoints import DEFAULT, Model, find_model
 from context_diffusion.checks import hint
-from context_diffusion.files import ROOT
+from context_diffusion.commands import Parser
+from context_diffusion.files import ROOT, as_path, check_output, check_output_folder
+
+from .papers.prompts import load_prompts
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -41,13 +44,14 @@ PROTOCOLS = OFFLINE | PAPERS
 WORK = ROOT / "build" / "evaluation"
 OFFLINE_STEPS = 25
 SEEDS = 3
+MOST = {"limit": 10**6, "seeds": 10**4, "steps": 1000, "batch_size": 1024}  # steps: as many as models are trained with
 GROUPS = {"offline": OFFLINE, "papers": PAPERS}
 FOLDERS = {"offline": ROOT / "figures" / "offline", "papers": ROOT / "figures" / "evaluation"}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the arguments."""
-    parser = argparse.ArgumentParser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("names", nargs="+", metavar="PROTOCOL", help=f"{', '.join((*GROUPS, *PROTOCOLS))}")
     add("--model", default=DEFAULT, help="a name of the table, a folder or a repository id (default: %(default)s)")
@@ -72,16 +76,35 @@ def chosen(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name in asked)
 
 
+def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
+    """Say which protocols and which model are asked for; raises for what cannot be, before anything is loaded."""
+    for option, most in MOST.items():
+        value = getattr(asked, option)
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"--{option.replace('_', '-')} is at least 1 and at most {most}; got {value}.")
+    if asked.prompts is not None:
+        load_prompts(asked.prompts)
+    asked.work = check_output_folder(asked.work, "--work")
+    asked.out = asked.out and as_path(asked.out, "--out")
+    return chosen(asked.names), find_model(asked.model)
+
+
+def group_of(name: str) -> str:
+    """Whether a protocol is one of the "offline" models' or of the "papers"."""
+    return "offline" if name in OFFLINE else "papers"
+
+
+def place(asked: argparse.Namespace, group: str, options: str) -> Path:
+    """Where tables and figures go: where ``figures/`` holds the published ones, only those asked for in full."""
+    return asked.out or (asked.work / Path(asked.model).name if options else FOLDERS[group])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 0 when all of it ran, 1 when a part of the model is missing for some."""
     parser = build_parser()
     asked = parser.parse_args(arguments)
-    for option in ("limit", "seeds", "steps", "batch_size"):
-        value = getattr(asked, option)
-        if value is not None and value < 1:
-            parser.error(f"--{option.replace('_', '-')} is at least 1; got {value}")
     try:
-        names, row = chosen(asked.names), find_model(asked.model)
+        names, row = checked(asked)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     from context_diffusion.notebook import quiet
@@ -92,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     use_own_gpu()
     options = typed(asked, parser)
+    for name in names:
+        check_output(place(asked, group_of(name), options) / f"{name}.json", what="--out")
     rank, world = share_of_process()
     missing = []
     benches = {
@@ -102,11 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for group, steps in (("offline", OFFLINE_STEPS), ("papers", row.evaluation_steps))
     }  # fmt: skip
     for number, name in enumerate(names):
-        group = "offline" if name in OFFLINE else "papers"
+        group = group_of(name)
         if group == "offline" and number % world != rank:
             continue  # another process takes it
-        out = asked.out or (asked.work / Path(asked.model).name if options else FOLDERS[group])
-        if not run(name, benches[group], out, options):
+        if not run(name, benches[group], place(asked, group, options), options):
             missing.append(name)
     if missing:
         print(f"\nnot run: {', '.join(missing)}")

@@ -3,24 +3,30 @@
 A unit's pictures depend on its seeds alone, so it does not matter which process draws them, or after how many
 interruptions. Folders are named after what their content depends on: ``pictures-<digest>`` after the model and the
 settings that draw, ``scores-<digest>`` inside it after the networks that score. Better weights get a new folder, and
-a new scorer reads the old pictures.
+a new scorer reads the old pictures. In either, ``<unit>.json`` is the last file written of a unit: it says whose it is,
+and what belongs to it. What is damaged, missing or of another unit is told, and made again.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 from tqdm.auto import tqdm
 
+from context_diffusion.checks import reason
 from context_diffusion.files import written_whole
+from context_diffusion.images import load_image
 
 from .report import Report
 from .results import Results, Scores, Unit
+
+Kept = TypeVar("Kept")
 
 
 @runtime_checkable
@@ -72,15 +78,19 @@ def place(protocol: PaperProtocol, out: Path) -> tuple[Path, Path]:
     pictures = out / protocol.name / f"pictures-{digest(about)}"
     scores = pictures / f"scores-{digest(scorers)}"
     for folder, content in ((pictures, about), (scores, scorers)):
-        if not (folder / "about.json").exists():
-            with written_whole(folder / "about.json") as temporary:
-                temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        file, text = folder / "about.json", json.dumps(content, indent=1, sort_keys=True) + "\n"
+        if not file.is_file() or file.read_bytes() != text.encode():
+            with written_whole(file) as temporary:
+                temporary.write_text(text)
     return pictures, scores
 
 
 def share_of_process() -> tuple[int, int]:
     """Rank and number of processes, as ``torchrun`` and ``accelerate launch`` set them; (0, 1) without either."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError as error:
+        raise ValueError(f"RANK and WORLD_SIZE are whole numbers, as torchrun sets them: {error}.") from None
     if not 0 <= rank < world:
         raise ValueError(f"RANK counts from 0 up to WORLD_SIZE - 1; here RANK={rank}, WORLD_SIZE={world}.")
     return rank, world
@@ -98,41 +108,78 @@ def work(protocol: PaperProtocol, out: Path) -> Results | None:
         raise ValueError(f"Two units of {protocol.name} would be written to one place: rename their settings.")
     rank, world = share_of_process()
     share = units[rank::world]
-    left = [unit for unit in share if not _scored(scores, unit)]
+    left = [unit for unit in share if not (kept(digests, pictures, unit) and kept(scores_of, scores, unit))]
     label = protocol.name if world == 1 else f"{protocol.name} {rank + 1}/{world}"
     with tqdm(total=len(share), initial=len(share) - len(left), desc=label, mininterval=2) as bar:
         for unit in left:
-            drawn = _drawn(protocol, pictures, unit)
-            with written_whole(scores / f"{unit.path}.json") as temporary:
-                temporary.write_text(json.dumps(protocol.score(unit, drawn), allow_nan=False))
+            if not kept(digests, pictures, unit, told=False):
+                draw(protocol, pictures, unit)
+            write(scores, unit, scores=protocol.score(unit, read_pictures(pictures, unit)))
             bar.update()
-    if not all(_scored(scores, unit) for unit in units):
+    found = {unit: kept(scores_of, scores, unit) for unit in units}
+    if not all(found.values()):
         return None
-    found = {unit: json.loads((scores / f"{unit.path}.json").read_text()) for unit in units}
-    return Results(found, partial(_read, pictures))
+    return Results(found, partial(read_pictures, pictures))
 
 
-def _scored(folder: Path, unit: Unit) -> bool:
-    return (folder / f"{unit.path}.json").exists()
+def draw(protocol: PaperProtocol, folder: Path, unit: Unit) -> None:
+    """Draw and write the pictures of a unit, then their digests."""
+    found = []
+    for number, picture in enumerate(protocol.draw(unit)):
+        with written_whole(picture_file(folder, unit, number)) as temporary:
+            picture.save(temporary)
+            found.append(hashlib.sha256(temporary.read_bytes()).hexdigest())
+    write(folder, unit, pictures=found)
 
 
-def _drawn(protocol: PaperProtocol, folder: Path, unit: Unit) -> list[Image.Image]:
-    """Read the unit's pictures, or draw and write them; the last file written, ``.txt``, says how many there are."""
-    done = folder / f"{unit.path}.txt"
-    if not done.exists():
-        drawn = protocol.draw(unit)
-        for number, picture in enumerate(drawn):
-            with written_whole(folder / f"{unit.path}-{number}.png") as temporary:
-                picture.save(temporary)
-        with written_whole(done) as temporary:
-            temporary.write_text(f"{len(drawn)}\n")
-    return _read(folder, unit)
+def write(folder: Path, unit: Unit, **content: object) -> None:
+    """Write whose files these are, and what belongs to them."""
+    with written_whole(folder / f"{unit.path}.json") as temporary:
+        temporary.write_text(json.dumps({"unit": unit.path, **content}, allow_nan=False))
 
 
-def _read(folder: Path, unit: Unit) -> list[Image.Image]:
-    count = int((folder / f"{unit.path}.txt").read_text())
-    pictures = []
-    for number in range(count):
-        with Image.open(folder / f"{unit.path}-{number}.png") as file:
-            pictures.append(file.convert("RGB"))
-    return pictures
+def kept(read: Callable[[Path, Unit], Kept], folder: Path, unit: Unit, *, told: bool = True) -> Kept | None:
+    """Read what is kept of a unit; None where nothing is, or where it is damaged, which is ``told``."""
+    if not (folder / f"{unit.path}.json").exists():
+        return None
+    try:
+        return read(folder, unit)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if told:
+            tqdm.write(f"{folder / unit.path} is damaged ({reason(error)}): it is made again.")
+        return None
+
+
+def record(folder: Path, unit: Unit) -> dict:
+    """Read what is written about a unit; raises ``ValueError`` where it is another's."""
+    found = json.loads((folder / f"{unit.path}.json").read_bytes())
+    if found["unit"] != unit.path:
+        raise ValueError(f"it is {found['unit']}'s")
+    return found
+
+
+def digests(folder: Path, unit: Unit) -> list[str]:
+    """The digests of a unit's pictures; raises ``ValueError`` or ``OSError`` where one is not as it was drawn."""
+    found = record(folder, unit)["pictures"]
+    for number, one in enumerate(found):
+        if hashlib.sha256(picture_file(folder, unit, number).read_bytes()).hexdigest() != one:
+            raise ValueError(f"picture {number} is not the one that was drawn")
+    return found
+
+
+def scores_of(folder: Path, unit: Unit) -> Scores:
+    """The scores of a unit; raises ``ValueError`` where there are none, or not only finite numbers."""
+    found = record(folder, unit)["scores"]
+    if not found or not all(values and all(map(math.isfinite, values)) for values in found.values()):
+        raise ValueError("it holds no scores")
+    return found
+
+
+def read_pictures(folder: Path, unit: Unit) -> list[Image.Image]:
+    """Read the pictures of a unit."""
+    return [load_image(picture_file(folder, unit, number)) for number in range(len(record(folder, unit)["pictures"]))]
+
+
+def picture_file(folder: Path, unit: Unit, number: int) -> Path:
+    """Where a picture of a unit is."""
+    return folder / f"{unit.path}-{number}.png"
