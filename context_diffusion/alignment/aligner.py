@@ -27,13 +27,14 @@ from .hooks import (
     RUNNING,
     Call,
     Hooks,
-    SharedAttention,
+    Listener,
     as_rows,
     by_branch,
     check_gradients,
     check_layer,
     is_style_aligned,
     running_call,
+    without_compiled_code,
 )
 from .networks import architecture_of, by_name, choose_layers, late_layers, single_timestep
 from .reference_pass import ReferenceCache, ReferencePass, without_control
@@ -52,7 +53,7 @@ def style_aligned(
     blend: str = "attention",
     cache: bool | ReferenceCache = False,
     branches: Sequence[str] | None = None,
-    subject: str | Sequence[str] | Mask | None = None,
+    subject: str | Sequence[str] | Tensor | None = None,
     settings: StyleSettings | None = None,
     **changes,
 ) -> Iterator["StyleAligner"]:
@@ -95,7 +96,7 @@ def style_aligned(
     )
     try:
         aligner.install()
-        with torch.compiler.set_stance("force_eager"):  # a compiled network does not meet hooks that came after it
+        with without_compiled_code():
             yield aligner
     finally:
         aligner.restore()
@@ -153,7 +154,8 @@ class StyleAligner:
             self.hooks.before(module, functools.partial(self._enter, name))
             self.hooks.after(module, functools.partial(self._leave, name), always=True)
         for name, norm in self.norms.items():
-            self.hooks.after(norm, functools.partial(self._normalize, name))
+            self.hooks.before(norm, functools.partial(self._enter_norm, name))
+            self.hooks.after(norm, functools.partial(self._leave, name), always=True)
         self.hooks.open()
 
     def restore(self) -> None:
@@ -207,21 +209,25 @@ class StyleAligner:
                 f"The processor of {name} was replaced inside the style_aligned block by one whose attention is not "
                 f"seen ({type(module.processor).__name__}); do it before the block."
             )
-        mode = SharedAttention(functools.partial(self._attend, call, name))
-        mode.__enter__()
-        call.modes.append(mode)
+        call.listen(Listener(module, F.scaled_dot_product_attention, functools.partial(self._attend, call, name)))
+
+    def _enter_norm(self, name: str, norm: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before a group norm: catch its normalization."""
+        call = running_call()
+        if call.phase != "plain":
+            call.listen(Listener(norm, F.group_norm, functools.partial(self._normalize, call, name)))
 
     def _leave(self, name: str, module: nn.Module, args: tuple, output) -> None:
-        """After it, also if it has raised."""
+        """After an attention layer or a group norm, also if it has raised."""
         call = RUNNING.get()
-        if call is None or not call.modes:
+        if call is None or not call.listeners:
             return
-        mode = call.modes.pop()
-        mode.__exit__(None, None, None)
-        if output is not None and not mode.met:
+        listener = call.listeners.pop()
+        listener.__exit__()
+        if output is not None and not listener.met:
             raise RuntimeError(
-                f"The attention of {name} was not computed by PyTorch's scaled_dot_product_attention, so it could not "
-                "be shared; choose the native attention backend (network.set_attention_backend('native'))."
+                f"{name} was not computed by PyTorch's {listener.function.__name__}, so it could not be shared; choose "
+                "the native attention backend (network.set_attention_backend('native'))."
             )
 
     def _attend(
@@ -243,18 +249,16 @@ class StyleAligner:
         aligned = self.sharing.attend(name, call.names, q, k, v, kept, heads=query.shape[1])
         return as_rows(aligned, query.shape[1])
 
-    def _normalize(self, name: str, norm: nn.GroupNorm, args: tuple, output: Tensor) -> Tensor | None:
-        """After a group norm: its output with the references' moments mixed in."""
-        call = running_call()
-        if call.phase == "plain":
-            return None
-        features = args[0]
-        own = grouped_moments(features, norm.num_groups, call.branches)
+    def _normalize(
+        self, call: Call, name: str, features: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-5
+    ) -> Tensor:
+        """A group norm with the references' moments mixed in."""
+        own = grouped_moments(features, groups, call.branches)
         if call.phase == "reference":
             call.keep(name, *own)
-            return None
+            return F.group_norm(features, groups, weight, bias, eps)
         kept = None if self.sharing.row_zero else call.kept[name]
-        return shared_group_norm(features, norm, own, self.sharing.style_of(own, kept))
+        return shared_group_norm(features, own, self.sharing.style_of(own, kept), weight, bias, eps)
 
     def _ask_caller(self, sample: Tensor) -> tuple[tuple[str, ...], object]:
         """The guidance branches of this call's rows, in order, and the scheduler it follows."""

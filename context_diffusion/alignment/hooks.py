@@ -1,25 +1,27 @@
 """How style alignment listens to a network: PyTorch's forward hooks, and one state for each call.
 
 A hook before the network's forward pass begins a :class:`Call`; one after it ends the call. Around each shared layer,
-:class:`SharedAttention` catches the layer's ``scaled_dot_product_attention``, whatever processor, fused projection or
-LoRA has made the query, key and value that come to it. Nothing is replaced: not a forward, not a processor.
+:class:`Listener` catches the layer's ``scaled_dot_product_attention``, whatever processor, fused projection or LoRA has
+made the query, key and value that come to it. Nothing is replaced: not a forward, not a processor.
 
 Which blocks are open and which call is running are context variables. So another thread, which has a context of its
 own, meets the hooks but draws as if there were none, and so does a copy of the network.
 """
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 # What a layer keeps of the references, (branches, references, ...): attention its key and value and the moments of its
 # query; a group norm its moments.
@@ -45,7 +47,7 @@ class Call:
     phase: Literal["plain", "reference", "targets"] = "plain"
     kept: dict[str, Kept] = field(default_factory=dict)
     last_layer: str = ""
-    modes: list["SharedAttention"] = field(default_factory=list)
+    listeners: list["Listener"] = field(default_factory=list)
 
     @property
     def branches(self) -> int:
@@ -58,10 +60,15 @@ class Call:
         if layer == self.last_layer:
             raise ReferenceDone
 
+    def listen(self, listener: "Listener") -> None:
+        """Let a listener hear the layer that is about to run."""
+        listener.__enter__()
+        self.listeners.append(listener)
+
     def abandon(self) -> None:
         """Take out what an interrupt has left behind: PyTorch runs no hooks after a ``KeyboardInterrupt``."""
-        while self.modes:
-            self.modes.pop().__exit__(None, None, None)
+        while self.listeners:
+            self.listeners.pop().__exit__()
 
 
 OPEN: ContextVar[tuple["Hooks", ...]] = ContextVar("the style_aligned blocks that are open here", default=())
@@ -73,22 +80,69 @@ def is_style_aligned(network: nn.Module) -> bool:
     return any(each.network is network for each in OPEN.get())
 
 
-class SharedAttention(TorchFunctionMode):
-    """While a layer runs, hand its attention to ``attend``, which is called as ``scaled_dot_product_attention`` is.
+class Listener(TorchFunctionMode):
+    """While a layer runs, hand its first call of ``function`` to ``act``, which takes the same arguments.
 
-    A layer's first call is its attention to its own sequence; an IP-Adapter's second one is none of ours.
+    A layer's first attention is that to its own sequence; an IP-Adapter's second one is none of ours. What the function
+    is given is what the layer computes with, wherever its weights are kept.
     """
 
-    def __init__(self, attend: Callable[..., Tensor]):
+    def __init__(self, layer: nn.Module, function: Callable, act: Callable[..., Tensor]):
         super().__init__()
-        self.attend, self.met = attend, False
+        self.layer, self.function, self.act, self.met = layer, function, act, False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Called for every function of torch in the layer."""
-        if function is not F.scaled_dot_product_attention or self.met:
+        if function is not self.function or self.met or not is_running(self.layer):
             return function(*args, **(kwargs or {}))
         self.met = True
-        return self.attend(*args, **(kwargs or {}))
+        return self.act(*args, **(kwargs or {}))
+
+    def __exit__(self, *error) -> None:
+        """Leave the stack of modes, wherever in it an interrupt has left this one."""
+        above = []
+        while (top := _pop_mode()) is not self:
+            above.append(top)
+        for mode in reversed(above):
+            _push_mode(mode)
+
+
+def is_running(layer: nn.Module) -> bool:
+    """Whether this is asked from within a call of ``layer``; after an interrupt its listener may outlive the call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            local = frame.f_locals
+            module = local["self"]
+            if isinstance(local, dict):  # a copy before Python 3.13, and kept: it would hold on to the arguments
+                local.clear()
+            if module is layer:
+                return True
+        frame = frame.f_back
+    return False
+
+
+_compiling = threading.Lock()
+_eager_blocks: list[Any] = []  # one entry for each open block; the first holds the stance that all share
+
+
+@contextmanager
+def without_compiled_code() -> Iterator[None]:
+    """Run compiled networks eagerly: code that was compiled before a block does not meet the block's hooks.
+
+    The stance of PyTorch's compiler is one for all threads, so the first block to open takes it and the last to close
+    gives it back.
+    """
+    with _compiling:
+        _eager_blocks.append(None if _eager_blocks else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _compiling:
+            stance = _eager_blocks[0]
+            _eager_blocks.pop()
+            if not _eager_blocks:
+                stance.__exit__(None, None, None)
 
 
 class Hooks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .equations import (
     Features,
@@ -163,7 +163,12 @@ def grouped_moments(features: Float[Tensor, "rows channels *pixels"], groups: in
 
 
 def shared_group_norm(
-    features: Float[Tensor, "rows channels *pixels"], norm: nn.GroupNorm, own: Moments, style: Moments
+    features: Float[Tensor, "rows channels *pixels"],
+    own: Moments,
+    style: Moments,
+    weight: Float[Tensor, " channels"] | None,
+    bias: Float[Tensor, " channels"] | None,
+    eps: float,
 ) -> Float[Tensor, "rows channels *pixels"]:
     """Group normalization with the moments of the image and of the references, half and half.
 
@@ -171,14 +176,15 @@ def shared_group_norm(
     """
     mean = (own.mean + style.mean) / 2
     var = (own.var + style.var) / 2 + (own.mean - style.mean) ** 2 / 4
-    grouped = _grouped(features, norm.num_groups, len(own.mean))
+    branches, _, groups, _ = own.mean.shape
+    grouped = _grouped(features, groups, branches)
     # centred in the image's own mean first: a nearly constant group would lose precision to cancellation
     moved = (grouped - own.mean.to(features.dtype)) + (own.mean - mean).to(features.dtype)
-    normalized = (moved * (var + norm.eps).rsqrt().to(features.dtype)).view(features.shape)
-    if not norm.affine:
+    normalized = (moved * (var + eps).rsqrt().to(features.dtype)).view(features.shape)
+    if weight is None or bias is None:
         return normalized
     shape = (-1, *[1] * (features.ndim - 2))
-    return torch.addcmul(norm.bias.view(shape), normalized, norm.weight.view(shape))
+    return torch.addcmul(bias.view(shape), normalized, weight.view(shape))
 
 
 def _grouped(features: Tensor, groups: int, branches: int) -> Float[Tensor, "branches images groups members"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..guidance import without_compilation
 from ..latents import conditions
-from .hooks import SharedAttention, is_style_aligned
+from .hooks import Listener, is_style_aligned
 from .networks import choose_layers
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory
@@ -124,7 +124,7 @@ def token_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
 @contextmanager
 def watched(layers: Sequence[nn.Module], see: Callable[[Tensor], None]) -> Iterator[None]:
     """While the block is open, show the attention probabilities of ``layers`` to ``see``, as they come."""
-    modes: list[SharedAttention] = []
+    modes: list[Listener] = []
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how) -> Tensor:
         scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -132,7 +132,7 @@ def watched(layers: Sequence[nn.Module], see: Callable[[Tensor], None]) -> Itera
         return F.scaled_dot_product_attention(query, key, value, attn_mask, **how)
 
     def enter(layer: nn.Module, args: tuple) -> None:
-        modes.append(SharedAttention(attend))
+        modes.append(Listener(layer, F.scaled_dot_product_attention, attend))
         modes[-1].__enter__()
 
     def leave(layer: nn.Module, args: tuple, output) -> None:
