@@ -179,9 +179,10 @@ def find_model(name: str | Path = DEFAULT) -> Model:
 
 def find_part(model: Model, part: str) -> str | None:
     """Say where a part of a model lives (``controlnet-canny``, ``dino``, ...): a folder, a repository id, or None."""
+    part = check_path("a part", part)
     if part in model.parts:
         return model.parts[part]
-    folder = os.path.join(model.location, check_path("a part", part))
+    folder = os.path.join(model.location, part)
     return folder if os.path.isdir(folder) else None
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 LIMITS = {
     "num_images": 1024,
     "images": 100_000,  # in a list
+    "channels": 2**16,  # of a layer
     "height": 8192,  # pixels
     "width": 8192,
     "pixels": 2**26,  # of all pictures of a call together
@@ -79,6 +80,8 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> str:
 def check_texts(name: str, values: object) -> list[str]:
     """Make a list of one text or of several, each checked by :func:`check_text`."""
     given = [values] if isinstance(values, str) else check_list(name, values, LIMITS["images"])
+    if not given:
+        raise ValueError(f"Give at least one text as {name}; the list is empty.")
     return [check_text(name, value) for value in given]
 
 
@@ -99,7 +102,7 @@ def check_path(name: str, value: object) -> str:
     """Return a path or a name as a text, ``~`` expanded; refuse what is neither, and what no path can hold."""
     if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str):
         raise TypeError(f"{name} is a text or a Path, not {shown(value)}.")
-    if not path or "\0" in path or not is_unicode(path):
+    if not path or "\0" in path or not is_unicode(path) or max(map(len, path.split("/"))) > 255:
         raise ValueError(f"{name} is a name or the path of a folder; got {shown(path)}.")
     return os.path.expanduser(path)
 
@@ -216,8 +219,10 @@ def near_names(name: object, known: Iterable[str]) -> list[str]:
     >>> near_names("SD-1.5", ["tiny-scenes", "sd15", "sdxl"])
     ['sd15', 'sdxl']
     """
+    if not isinstance(name, str):
+        return []
     simple = {_simple(one): one for one in known}
-    return [simple[key] for key in difflib.get_close_matches(_simple(str(name)), simple, n=2, cutoff=0.5)]
+    return [simple[key] for key in difflib.get_close_matches(_simple(name), simple, n=2, cutoff=0.5)]
 
 
 def hint(name: object, known: Iterable[str]) -> str:

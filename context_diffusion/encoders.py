@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checkpoints import DEFAULT, find_model, find_network, find_part, load_part
-from .checks import check_finite, check_texts, normalized_weights
+from .checks import LIMITS, check_count, check_finite, check_texts, normalized_weights
 from .images import ImageLike, dynamic_normalization, listed, resize, to_tensor
 from .loading import read_settings
+from .signatures import checked
 
 
 class Encoder(Protocol):
@@ -92,6 +93,7 @@ def features(output) -> Float[Tensor, "batch dim"]:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
+@checked
 def average_embeddings(
     embeddings: Float[Tensor, "images ..."], weights: Sequence[float] | None = None
 ) -> Float[Tensor, "..."]:
@@ -108,6 +110,7 @@ def average_embeddings(
     return einsum(scaled, embeddings, "images, images ... -> ...")
 
 
+@checked
 def vision_inputs(
     images: Float[Tensor, "batch 3 height width"], size: int
 ) -> tuple[Float[Tensor, "batch 3 size size"], Float[Tensor, "batch 6"]]:
@@ -115,6 +118,7 @@ def vision_inputs(
 
     Training and sampling both go through here, so that the tower sees contexts the same way in both.
     """
+    check_count("size", size, LIMITS["height"])
     small = F.adaptive_avg_pool2d(images, size) if min(images.shape[-2:]) >= size else F.interpolate(images, size)
     return dynamic_normalization(small)
 

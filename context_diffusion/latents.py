@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import LIMITS, check_count, check_finite, check_size, check_text, check_texts
+from .checks import LIMITS, check_count, check_finite, check_number, check_size, check_text, check_texts, shown
 from .images import ImageLike, listed, resize, to_tensor
+from .signatures import checked
 
 Latents = Float[Tensor, "images channels height width"]
 
@@ -26,8 +27,16 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(first + index) for index in range(count)]
 
 
+def check_pipeline(pipe: object, *parts: str) -> None:
+    """Refuse what is no pipeline around a U-Net and a VAE, or lacks one of some further ``parts``."""
+    for part in ("unet", "vae", *parts):
+        if getattr(pipe, part, None) is None:
+            raise TypeError(f"A pipeline is what cd.load_pipeline() gives; {shown(type(pipe).__name__)} has no {part}.")
+
+
 def picture_size(pipe, width: int | None, height: int | None) -> tuple[int, int]:
     """Take the size a pipeline was trained for, or the one asked for if its VAE can halve it."""
+    check_pipeline(pipe)
     trained = pipe.unet.config.sample_size
     trained = trained if isinstance(trained, int) else trained[0]
     side = trained * pipe.vae_scale_factor
@@ -67,7 +76,9 @@ def encode_prompts(
     pipe, prompts: Sequence[str], negative_prompt: str | None, width: int, height: int
 ) -> dict[str, Float[Tensor, "references ..."]]:
     """The text embeddings of both guidance branches, and SDXL's pooled ones and sizes, on the CPU."""
+    check_pipeline(pipe, "tokenizer")
     prompts = check_texts("a prompt", prompts)
+    width, height = check_size(width, height, multiple=1)
     negative = None if negative_prompt is None else [check_text("negative_prompt", negative_prompt)] * len(prompts)
     arguments = {"prompt": prompts, "negative_prompt": negative, "device": pipe._execution_device}
     encoded = pipe.encode_prompt(**arguments, num_images_per_prompt=1, do_classifier_free_guidance=True)
@@ -84,6 +95,7 @@ def encode_prompts(
     return embeddings
 
 
+@checked
 def conditions(
     embeddings: dict[str, Tensor], branches: Sequence[str], like: Tensor
 ) -> tuple[Float[Tensor, "rows tokens width"], dict[str, Tensor] | None]:
@@ -106,6 +118,7 @@ def alpha_at(scheduler, timestep: float) -> float:
 
     Between whole steps the log of the noise-to-signal ratio is interpolated, both parts of it held at 1e-12 or more.
     """
+    timestep = check_number("a time step", timestep, -math.inf)
     products = scheduler.alphas_cumprod
     low = min(max(math.floor(timestep), 0), len(products) - 1)
     part, high = timestep - low, min(low + 1, len(products) - 1)

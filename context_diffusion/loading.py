@@ -18,10 +18,11 @@ from typing import Any
 
 from torch import nn
 
-from .checks import is_finite, reason
+from .checks import is_finite, reason, shown
 
 NOT_LEARNED = ("position_ids", "num_batches_tracked")  # counted, not learned; saved by some versions and not by others
 SETTINGS = ("config.json", "model_index.json", "index.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
+WORDS = ("merges.txt", "vocab.txt")
 LAYERS = 1000  # more of them in a config are a damaged number: to build them would fill the memory
 PATIENCE = 1.5  # seconds that the hub has to answer
 
@@ -35,6 +36,7 @@ def load_whole(kind: type[Any], location: str, *, weights: bool, unused: tuple[s
     local, where = os.path.isdir(location), str(Path(location, options.get("subfolder", "")))
     if local:
         check_files(Path(where))
+        _check_class(kind, Path(where))
     else:
         options.setdefault("local_files_only", not hub_answers())
     if weights:
@@ -65,6 +67,8 @@ def check_files(folder: Path) -> None:
             read_settings(path)
         elif path.is_file() and path.suffix == ".safetensors":
             check_safetensors(path)
+        elif path.is_file() and path.name in WORDS:
+            _check_there(path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -169,9 +173,30 @@ def _check_there(path: Path) -> None:
         raise ValueError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` where it came from.")
 
 
+def _check_class(kind: type[Any], folder: Path) -> None:
+    """Refuse a config that says it is of another class; diffusers and transformers go on with what they were told."""
+    for name in ("config.json", "scheduler_config.json"):
+        if not (folder / name).is_file():
+            continue
+        settings = read_settings(folder / name)
+        own, said = kind.__name__, settings.get("_class_name")
+        if name == "scheduler_config.json":  # schedulers are swapped for each other, and may read each other's config
+            import diffusers
+
+            wrong = not isinstance(getattr(diffusers, str(said), None), type)
+        elif kind.__module__.startswith("transformers"):
+            own = getattr(getattr(kind, "config_class", None), "model_type", "")
+            said = settings.get("model_type", own)
+            wrong = not (own or str(said)).startswith(str(said))  # "clip" holds a "clip_text_model"
+        else:
+            wrong = said not in (own, None)
+        if wrong:
+            raise ValueError(f"{folder / name} is of another class: {shown(said)}, where {own} is wanted.")
+
+
 def _check_vocabulary(made: object, where: str) -> None:
     """Refuse a tokenizer made of nothing: without its files transformers builds one that knows no words."""
-    names = set(getattr(made, "vocab_files_names", {}).values())
+    names = set(getattr(getattr(made, "tokenizer", made), "vocab_files_names", {}).values())
     if names and not any(os.path.isfile(os.path.join(where, name)) for name in names):
         raise ValueError(f"{where} is no tokenizer: it holds none of {', '.join(sorted(names))}.")
 

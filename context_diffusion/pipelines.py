@@ -12,8 +12,9 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 from transformers import CLIPVisionModelWithProjection
 
 from .checkpoints import DEFAULT, Model, find_device, find_dtype, find_model, find_part, load_part, not_on_disk
-from .checks import check_flag, check_list, hint, reason, shown
+from .checks import check_flag, check_list, check_number, hint, reason, shown
 from .guidance import guidance_branches, pipeline_call
+from .latents import check_pipeline
 from .loading import check_safetensors, check_weights, hub_answers, quiet, read_settings
 
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # options
@@ -81,7 +82,7 @@ def load_pipeline(
     """
     model = find_model(name)
     device = find_device(device)
-    check_flag("image_to_image", image_to_image)
+    image_to_image = check_flag("image_to_image", image_to_image)
     half = model.half_on_gpu and device.type == "cuda"
     dtype = (torch.float16 if half else torch.float32) if dtype is None else find_dtype(dtype)
     kinds = [control] if isinstance(control, str) else [] if control is None else check_list("control", control, 8)
@@ -149,8 +150,15 @@ def _class_of(entry: Sequence) -> type[Any] | None:
 
 def check_parts_fit(pipe: DiffusionPipeline, folder: Path) -> None:
     """Refuse parts that are whole by themselves and of different sizes, before a network stumbles over another's."""
+    if "unet" not in pipe.components:
+        return  # a transformer; diffusers checks what its pipelines need
     unet, vae = pipe.unet.config, pipe.vae.config
     check_same(folder / "unet", "in_channels", unet.in_channels, "the vae's latent_channels are", vae.latent_channels)
+    if "text_encoder_2" in pipe.components and (pipe.text_encoder_2 is None or unet.addition_embed_type is None):
+        raise ValueError(
+            f"{folder} does not fit: model_index.json names {type(pipe).__name__}, which has a second text encoder and "
+            "a U-Net that reads sizes."
+        )
     widths = []
     for suffix in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + suffix, None) for part in ("text_encoder", "tokenizer"))
@@ -233,6 +241,8 @@ def kept_adapter_scale(unet: torch.nn.Module) -> Iterator[None]:
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:
     """Move a pipeline to a device; a GPU smaller than ``vram_gb`` gets one part at a time."""
+    check_pipeline(pipe)
+    device, vram_gb = find_device(device), check_number("vram_gb", vram_gb, 0)
     if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < vram_gb * 2**30:
         pipe.enable_model_cpu_offload(device=device)
         pipe.vae.enable_slicing()
@@ -247,6 +257,11 @@ def as_pipeline(pipe: DiffusionPipeline, *, controlnet=None, image_to_image: boo
     """
     import diffusers
 
+    check_pipeline(pipe)
+    several = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
+    if controlnet is not None and not all(isinstance(network, torch.nn.Module) for network in several):
+        raise TypeError(f"controlnet is a ControlNetModel or a list of them, not {shown(controlnet)}.")
+    image_to_image = check_flag("image_to_image", image_to_image)
     xl = getattr(pipe, "text_encoder_2", None) is not None
     kind = getattr(
         diffusers,

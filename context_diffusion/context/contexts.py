@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import Model, load_part
-from ..checks import check_finite
+from ..checks import LIMITS, check_finite, check_number, check_path
 from ..encoders import average_embeddings, vision_inputs
 from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
 from ..latents import encode_images
@@ -103,7 +103,8 @@ class TokenContexts(Contexts):
     """
 
     def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, held_below: float | None = HIDDEN):
-        self.vision, self.projector, self.held_below = vision, projector, held_below
+        self.held_below = None if held_below is None else check_number("held_below", held_below, 0, 1)
+        self.vision, self.projector = vision, projector
 
     @classmethod
     def load(cls, model: Model, device: torch.device, dtype: torch.dtype) -> "TokenContexts":
@@ -173,7 +174,7 @@ class AdapterContexts(Contexts):
     """An IP-Adapter: image tokens in attention layers of their own, from the weighted average of CLIP embeddings."""
 
     def __init__(self, scale: float = 0.6):
-        self.scale = scale
+        self.scale = check_number("scale", scale, 0, LIMITS["control_scale"])
 
     @classmethod
     def load(cls, pipe, root: str, file: str = "") -> "AdapterContexts":
@@ -182,6 +183,7 @@ class AdapterContexts(Contexts):
             subfolder, name = file.rsplit("/", 1)
             encoder = "models/image_encoder"
         else:
+            root = check_path("the folder of an IP-Adapter", root)
             names = sorted(path.name for path in Path(root).glob("*.safetensors"))
             if len(names) != 1:
                 raise ValueError(f"{root} must hold one .safetensors file and image_encoder/; it holds {names}.")

@@ -22,6 +22,7 @@ from ..checks import LIMITS, check_callback, check_count, check_finite, check_fl
 from ..control import Layout
 from ..fusion import FusedPrompt, Source
 from ..images import ImageLike, resize
+from ..latents import check_pipeline
 from ..pipelines import as_pipeline, kept_adapter_scale, load_pipeline, place
 from .contexts import (
     AdapterContexts,
@@ -49,6 +50,10 @@ class ContextDiffusion:
     """
 
     def __init__(self, pipeline, model: Model, contexts: Contexts):
+        for name, value, kind in (("model", model, Model), ("contexts", contexts, Contexts)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is a {kind.__name__}, as from_pretrained makes it, not {shown(value)}.")
+        check_pipeline(pipeline)
         self.pipeline, self.model, self.contexts = pipeline, model, contexts
         self.planner = QueryPlanner(model, pipeline)
 
@@ -159,9 +164,9 @@ class ContextDiffusion:
         batch_size, progress = check_count("batch_size", batch_size), check_flag("progress", progress)
         check_callback("callback_on_step_end", callback_on_step_end)
         asked = [requests] if isinstance(requests, Request) else check_list("requests", requests, LIMITS["requests"])
-        wrong = next((each for each in asked if not isinstance(each, Request)), None)
-        if wrong is not None:
-            raise TypeError(f"draw takes requests, such as cd.Request(prompt='a boat'), not {shown(wrong)}.")
+        for each in asked:
+            if not isinstance(each, Request):
+                raise TypeError(f"draw takes requests, such as cd.Request(prompt='a boat'), not {shown(each)}.")
         drawers = [id(request.generator) for request in asked if request.generator is not None]
         if len(set(drawers)) < len(drawers):
             raise ValueError("Give each request a generator of its own: one that several share depends on their order.")

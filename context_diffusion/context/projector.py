@@ -6,6 +6,8 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import LIMITS, check_count, check_flag, shown
+
 
 class ContextProjector(ModelMixin, ConfigMixin):
     """CLIP's patch tokens and the removed statistics of one or more images, as tokens of the text's width.
@@ -33,6 +35,12 @@ class ContextProjector(ModelMixin, ConfigMixin):
         statistics: bool = True,
     ):
         super().__init__()
+        numbers = {"vision_width": vision_width, "cross_attention_dim": cross_attention_dim, "grid": grid}
+        for name, number in (numbers | {"patches": patches}).items():
+            check_count(name, number, LIMITS["channels"])
+            if not isinstance(number, int):  # it goes into a file of settings
+                raise TypeError(f"{name} is a whole number of Python's own here, not {shown(number)}.")
+        check_flag("statistics", statistics)
         if patches % grid:
             raise ValueError(f"grid must divide the number of patches on a side, {patches}; got {grid}.")
         self.norm = nn.LayerNorm(vision_width)

@@ -14,6 +14,7 @@ from ..control import CONTROLS, LAYOUTS
 from ..fusion import FusedPrompt, Source, fuse_prompts
 from ..images import ImageLike, listed, load_image
 from ..latents import picture_size
+from ..signatures import checked
 
 Number = TypeVar("Number", int, float)
 
@@ -166,10 +167,12 @@ def check_generator(value: object) -> torch.Generator:
     return value
 
 
+@checked
 def image_seeds(seed: int | None, generator: torch.Generator | None, count: int) -> list[int]:
     """Give each of ``count`` images a seed: ``seed``, ``seed + 1``, ..., or what ``generator`` (or chance) draws."""
     if seed is not None:
         return [check_count("seed", seed, LIMITS["seed"] - count, low=0) + index for index in range(count)]
+    count = check_count("count", count, LIMITS["images"])
     if generator is None:
         generator = torch.Generator()
         generator.seed()
