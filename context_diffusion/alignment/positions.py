@@ -1,0 +1,98 @@
+"""Where the references of a transformer lie: rotary positions, and how loudly a place hears each place of a reference.
+
+A transformer tells its tokens where they are by rotating queries and keys: pair d of a head's channels turns by ``m
+omega_d`` at position m (Su et al. 2021, RoFormer, eq. 13). So a query at p and a key at r meet as if turned by their
+offset alone, and for features that are all alike the score is a mean of cosines, ``f(r - p) = mean_d s_d cos((r - p)
+omega_d)``, with s_d = 1 in the model itself. It is largest at the same place, which is why a reference is copied from
+there. Two ways out, and both are done to the references' finished keys, because a rotation on top is a shift:
+
+- "beside" (AlignedGen, Zhang et al. 2025, section 3): turn them once more, as if the reference lay to the right.
+- "untwisted" (Mikaeili et al. 2026, Untwisting RoPE): scale high frequencies down and low ones up,
+  ``s_d = high + (low - high) d^beta`` with d from 0 (the highest) to 1 (the lowest).
+
+Both change how loud a reference is on the whole; :func:`loudness` says by how much.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The rotary positions of a kind of transformer.
+
+    ``widths`` are the channels of a head that belong to each axis, in the order of its position ids; ``theta`` is the
+    base of the frequencies; ``down`` and ``right`` are the axes of a picture's rows and columns.
+    """
+
+    widths: tuple[int, ...]
+    theta: float
+    down: int
+    right: int
+
+    def frequencies(self) -> list[Float[Tensor, " pairs"]]:
+        """The frequencies of each axis, ``theta^(-2i/width)``, the highest first."""
+        return [self.theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) for width in self.widths]
+
+    def angles(self, right: float, down: float = 0.0) -> Float[Tensor, " pairs"]:
+        """By how much each pair turns when a token moves ``right`` and ``down``, in patches."""
+        moved = [0.0] * len(self.widths)
+        moved[self.right], moved[self.down] = right, down
+        return torch.cat([by * omega for by, omega in zip(moved, self.frequencies(), strict=True)])
+
+    def untwisting(self, high: float, low: float, beta: float = 2.0) -> Float[Tensor, " pairs"]:
+        """A factor for each pair: from ``high`` at the highest frequency to ``low`` at the lowest, on a picture's axes.
+
+        The other axes are left as they are: between tokens of one picture they do not turn, so scaling them would scale
+        content.
+        """
+        ramps = []
+        for axis, width in enumerate(self.widths):
+            ramp = torch.linspace(0, 1, width // 2, dtype=torch.float64) ** beta
+            ramps.append(high + (low - high) * ramp if axis in (self.down, self.right) else torch.ones_like(ramp))
+        return torch.cat(ramps)
+
+
+def turned(
+    keys: Float[Tensor, "*rows channels"],
+    angles: Float[Tensor, " pairs"],
+    scales: Float[Tensor, " pairs"] | None = None,
+) -> Float[Tensor, "*rows channels"]:
+    """Rotate each pair of a head's channels by its angle, and scale it."""
+    pairs = rearrange(keys, "... (heads pairs two) -> ... heads pairs two", pairs=len(angles), two=2)
+    scales = torch.ones_like(angles) if scales is None else scales
+    cos, sin = ((scales * turn(angles)).to(pairs) for turn in (torch.cos, torch.sin))
+    first, second = pairs.unbind(dim=-1)
+    rotated = torch.stack([cos * first - sin * second, sin * first + cos * second], dim=-1)
+    return rearrange(rotated, "... heads pairs two -> ... (heads pairs two)")
+
+
+def loudness(
+    rotary: Rotary,
+    grid: Sequence[int],
+    of_reference: Sequence[int],
+    angles: Float[Tensor, " pairs"],
+    scales: Float[Tensor, " pairs"] | None = None,
+) -> float:
+    """The mean of f over all pairs of a place of a picture and one of a reference; grids are (rows, columns).
+
+    The mean of ``cos((r - p) omega + angle)`` is the real part of a product of the two grids' mean phases.
+    """
+    phases = torch.ones_like(angles, dtype=torch.complex128)
+    start = 0
+    for axis, omega in enumerate(rotary.frequencies()):
+        side = {rotary.down: 0, rotary.right: 1}.get(axis)
+        if side is not None:
+            own, other = (
+                torch.exp(1j * torch.arange(sides[side], dtype=torch.float64)[:, None] * omega).mean(dim=0)
+                for sides in (grid, of_reference)
+            )
+            phases[start : start + len(omega)] = own.conj() * other
+        start += len(omega)
+    heard = (phases * torch.exp(1j * angles.double())).real
+    return float((heard if scales is None else heard * scales).mean())
