@@ -137,6 +137,7 @@ def check_finite(what: str, values: Given) -> Given:
 
 def is_finite(values: Any) -> bool:
     """Whether a tensor or an array holds neither NaN nor infinity; in one pass, without memory of its own."""
+    values = values.detach() if hasattr(values, "detach") else values
     if math.isfinite(values.sum()):
         return True
     return math.isfinite(float(values.max()) - float(values.min()))  # finite numbers whose sum was too large

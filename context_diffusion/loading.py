@@ -33,18 +33,16 @@ def load_whole(kind: type[Any], location: str, *, weights: bool, unused: tuple[s
     ``weights`` says whether it is a network; weights whose names hold one of ``unused`` may be missing or left over.
     Raises ``ValueError`` for a damaged folder, ``OSError`` for hub weights that are neither here nor to be had.
     """
-    local, where = os.path.isdir(location), str(Path(location, options.get("subfolder", "")))
+    local, where = is_local(location), str(Path(location, options.get("subfolder", "")))
     if local:
         check_files(Path(where))
         _check_class(kind, Path(where))
-    else:
-        options.setdefault("local_files_only", not hub_answers())
     if weights:
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not kind.__module__.startswith(("diffusers", __package__)):
         options["trust_remote_code"] = False
     try:
-        with quiet("transformers", "diffusers"):
+        with quiet("transformers", "diffusers"), within_reach(location):
             made = kind.from_pretrained(location, **options)
     except Exception as error:  # the one place around foreign loaders: a damaged folder makes them raise anything
         if isinstance(error, OSError) and not local:
@@ -56,6 +54,11 @@ def load_whole(kind: type[Any], location: str, *, weights: bool, unused: tuple[s
     network, info = made
     check_weights(network, info, where, unused)
     return network
+
+
+def is_local(location: str) -> bool:
+    """Whether a location is a folder here, or would be one of a folder here, and no repository id."""
+    return os.path.isabs(location) or os.path.isdir(location) or os.path.isdir(os.path.dirname(location))
 
 
 def check_files(folder: Path) -> None:
@@ -118,6 +121,19 @@ def check_weights(network: nn.Module, info: Mapping[str, Iterable], where: str, 
             raise ValueError(f"{where} is no whole {type(network).__name__}: weights are missing: {name}.")
         if weight.is_floating_point() and not is_finite(weight):
             raise ValueError(f"{where} holds NaN or infinity in {name}: train, save or copy it again.")
+
+
+@contextmanager
+def within_reach(location: str) -> Iterator[None]:
+    """Let the hub's client use the network only for what is no folder here, and only if the hub answers."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = is_local(location) or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def hub_answers() -> bool:

@@ -15,7 +15,7 @@ from .checkpoints import DEFAULT, Model, find_device, find_dtype, find_model, fi
 from .checks import check_flag, check_list, check_number, hint, reason, shown
 from .guidance import guidance_branches, pipeline_call
 from .latents import check_pipeline
-from .loading import check_safetensors, check_weights, hub_answers, quiet, read_settings
+from .loading import check_safetensors, check_weights, is_local, quiet, read_settings, within_reach
 
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # options
 
@@ -115,7 +115,7 @@ def _from_parts(location: str, dtype: torch.dtype, options: Mapping[str, Any]) -
         parts[name] = load_part(kind, str(folder / name), dtype if network else None, **chosen)
     others = {name: value for name, value in options.items() if name not in (*OF_THE_HUB, "variant")}
     try:
-        with quiet("diffusers"):
+        with quiet("diffusers"), within_reach(str(folder)):
             pipe = AutoPipelineForText2Image.from_pretrained(folder, **parts | others)
     except Exception as error:  # of the library, which raises anything on a wrong model_index.json
         raise ValueError(f"{folder} does not load as a text-to-image pipeline: {reason(error)}.") from error
@@ -129,8 +129,7 @@ def _folder(location: str, options: Mapping[str, Any]) -> Path:
         return Path(location)
     hub = {name: options[name] for name in (*OF_THE_HUB, "variant") if name in options}
     try:
-        with quiet("diffusers", "huggingface_hub"):
-            hub.setdefault("local_files_only", not hub_answers())
+        with quiet("diffusers", "huggingface_hub"), within_reach(location):
             return Path(DiffusionPipeline.download(location, use_safetensors=True, **hub))
     except OSError as error:
         raise not_on_disk(location) from error
@@ -194,16 +193,15 @@ def check_same(where: str | Path, name: str, own: object, whose: str, other: obj
 
 def load_adapter(pipe: DiffusionPipeline, root: str, subfolder: str, name: str, encoder: str) -> None:
     """Load an IP-Adapter's file ``name`` and its image encoder into a pipeline, both from ``root``."""
-    local = os.path.isdir(root)
+    local = is_local(root)
     if local:
         check_safetensors(Path(root, subfolder, name))
     if pipe.image_encoder is None:
         network = load_part(CLIPVisionModelWithProjection, root, pipe.unet.dtype, subfolder=encoder)
         pipe.register_modules(image_encoder=network.eval().requires_grad_(False).to(pipe.device))
     try:
-        pipe.load_ip_adapter(
-            root, subfolder=subfolder, weight_name=name, image_encoder_folder=None, local_files_only=not hub_answers()
-        )
+        with quiet("diffusers"), within_reach(root):  # the image encoder is there, so no warning that it is not
+            pipe.load_ip_adapter(root, subfolder=subfolder, weight_name=name, image_encoder_folder=None)
     except Exception as error:  # of the library, which raises anything on a damaged file
         if isinstance(error, OSError) and not local:
             raise not_on_disk(root) from error
