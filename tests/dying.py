@@ -15,7 +15,8 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 def died(work: Callable[[], object], number: int, under_way: Callable[[], bool], moment: float) -> int:
     """Let a child do some ``work``, send it a signal ``moment`` seconds after it is ``under_way``; its exit status.
 
-    The status is minus the number of a signal that ended it, 3 for ``KeyboardInterrupt``, 0 where it was done before.
+    The status is minus the number of a signal that ended it, 3 for ``KeyboardInterrupt``, 4 for another exception, or
+    the number that the work returns.
     """
     child = multiprocessing.get_context("fork").Process(target=_quietly, args=(work,))
     child.start()
@@ -43,9 +44,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _quietly(work: Callable[[], object]) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        work()
+        status = work()
     except KeyboardInterrupt:
         os._exit(3)
     except BaseException:
         os._exit(4)
-    os._exit(0)
+    os._exit(status if isinstance(status, int) else 0)

@@ -9,6 +9,7 @@ import pytest
 
 from context_diffusion.metrics import Estimate
 from context_diffusion.scenes import OBJECTS, STYLES
+from experiments.evaluation import harness
 from experiments.evaluation.claims import Claim
 from experiments.evaluation.harness import main
 from experiments.evaluation.papers.prompts import load_prompts
@@ -141,9 +142,25 @@ def test_a_side_is_one_of_four():
         (["papers", "--seeds", "0"], "--seeds is at least 1"),
         (["papers", "--batch-size", "0"], "--batch-size is at least 1"),
         (["papers", "--model", "sd-15"], "There is no model 'sd-15'"),
+        (["papers", "--steps", "5000"], "--steps is at least 1 and at most 1000; got 5000"),
+        (["papers", "--steps", "many"], "invalid int value: 'many'"),
+        (["papers", "--prompts", "hundred-style"], "did you mean 'hundred-styles'"),
+        (["papers", "--work", __file__], "is not a folder"),
+        (["papers", "--work", "/proc/work"], "--work /proc/work cannot be written"),
+        (["papers", "--work", ""], "--work"),
     ],
 )
 def test_the_command_line_refuses_in_a_sentence(arguments, sentence, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         main(arguments)
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", [__file__, "/proc/out", "a\0b"])
+def test_outputs_are_tried_out_before_anything_is_drawn(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.setattr(harness, "run", lambda *_: pytest.fail("worked in vain"))
+    with pytest.raises(SystemExit) as end:
+        main(["papers", "offline", "--work", str(tmp_path), "--out", out])
+    assert end.value.code == 2
+    assert "--out" in (said := capsys.readouterr().err) and said.count("\n") == 1

@@ -1,24 +1,21 @@
 """Work on the papers' protocols: interrupted, resumed, split over processes, it ends the same."""
 
+import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from counting_protocol import Counting
+from dying import SIGNALS, contents, died, moments
 
+from context_diffusion.commands import run_command
 from experiments.evaluation.results import Unit
 from experiments.evaluation.units import digest, place, share_of_process, work
 
 SCRIPT = Path(__file__).with_name("counting_protocol.py")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -60,24 +57,71 @@ def test_pictures_read_back_are_those_drawn(tmp_path):
         assert [picture.tobytes() for picture in results.pictures(unit)] == drawn
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", SIGNALS)
 def test_a_run_interrupted_at_random_moments_ends_as_an_uninterrupted_one(tmp_path, whole, how):
-    out, moments = tmp_path / "stopped", random.Random(how)
-    command = [sys.executable, str(SCRIPT), str(out), "0.05"]
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        deadline = time.monotonic() + 60
-        while not list(out.rglob("*.png")) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)  # until it is past its imports
-        time.sleep(moments.uniform(0, 0.4))
-        process.send_signal(how)
-        process.communicate(timeout=60)
+    out = tmp_path / "stopped"
+    statuses = [
+        died(lambda: run_command(lambda: bool(work(Counting(pause=0.02), out)) - 1), how, out.exists, moment)
+        for moment in moments(how, 4, 0.15)
+    ]
+    assert set(statuses) <= {0, 130, 143, -how}, "one line, and no error"
     results, files = whole
     resumed = work(Counting(), out)
-    left = {name for name in contents(out) if Path(name).name.startswith(".")}  # a killed process cannot clean up
     assert resumed.csv() == results.csv()
-    assert {name: data for name, data in contents(out).items() if name not in left} == files
-    assert how == signal.SIGKILL or not left or how == signal.SIGTERM
+    assert contents(out) == files  # what killed writers left is swept as well
+
+
+def damages(folder: Path, pictures: Path, scores: Path):
+    """Ways to damage a unit, by name; ``folder`` is of the work, the other two of the unit's pictures and scores."""
+    mark, noted, first = (scores.with_suffix(".json"), pictures.with_suffix(".json"), Path(f"{pictures}-0.png"))
+    other = json.loads(noted.with_name("001-0.json").read_text())
+    for kind, file in (("scores", mark), ("pictures", noted)):
+        for name, content in {
+            "empty": b"", "cut": file.read_bytes()[:-9], "{}": b"{}", "[]": b"[]", "null": b"null", "words": b"words",
+            "binary": b"\xff\xfe", "of another unit": file.with_name("001-0.json").read_bytes(), "deep": b"[" * 100_000,
+        }.items():  # fmt: skip
+            yield f"{kind} {name}", lambda file=file, content=content: file.write_bytes(content)
+        yield f"no {kind}", file.unlink
+    for text in ('{"a": []}', '{"a": [NaN]}', '{"a": ["1"]}', '{"a": 1}', '{"a": [null]}', "[1]", "{}"):
+        line = f'{{"unit": "plain/000-0", "scores": {text}}}'
+        yield f"scores {text}", lambda line=line: mark.write_text(line)
+    yield "picture missing", first.unlink
+    yield "picture empty", lambda: first.write_bytes(b"")
+    yield "picture cut", lambda: first.write_bytes(first.read_bytes()[:40])
+    yield "picture of another unit", lambda: first.write_bytes(first.with_name("001-0-0.png").read_bytes())
+    yield "other pictures", lambda: noted.write_text(json.dumps(other | {"unit": "plain/000-0"}))
+    for what, file in (("pictures", folder / "about.json"), ("scores", mark.parent.parent / "about.json")):
+        yield f"about {what}", lambda file=file: file.write_bytes(b"{")
+
+
+def test_a_damaged_unit_is_told_and_made_again(tmp_path, whole, capsys):
+    results, files = whole
+    out = tmp_path / "whole"
+    folder, scored = place(Counting(), out)
+    capsys.readouterr()
+    for name, damage in list(damages(folder, folder / "plain" / "000-0", scored / "plain" / "000-0")):
+        damage()
+        protocol = Counting()
+        assert work(protocol, out).csv() == results.csv(), name
+        assert contents(out) == files, name
+        assert set(protocol.drawn + protocol.scored) <= {Unit("plain", 0)}, name
+        said = capsys.readouterr().out
+        assert name.startswith(("no ", "about ")) or ("plain/000-0 is damaged" in said and said.count("\n") == 1), name
+
+
+@pytest.mark.parametrize("place_of", ["work", "counting", "pictures", "unit", "picture"])
+def test_a_file_in_place_of_a_folder_is_a_sentence(tmp_path, place_of):
+    folder, _ = place(Counting(), tmp_path / "elsewhere")
+    protocol = tmp_path / "work" / "counting"
+    file = {
+        "work": tmp_path / "work", "counting": protocol, "pictures": protocol / folder.name,
+        "unit": protocol / folder.name / "plain", "picture": protocol / folder.name / "plain" / "000-0-0.png",
+    }[place_of]  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.mkdir() if place_of == "picture" else file.write_text("words")
+    with pytest.raises(ValueError, match=r"The output .*is (not )?a folder") as caught:
+        work(Counting(), tmp_path / "work")
+    assert str(tmp_path / "work") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_two_processes_make_the_pictures_of_one(tmp_path, whole):
@@ -108,6 +152,9 @@ def test_a_rank_out_of_range_is_a_sentence(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="RANK counts from 0 up to WORLD_SIZE - 1; here RANK=2"):
+        share_of_process()
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE are whole numbers"):
         share_of_process()
 
 

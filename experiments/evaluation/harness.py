@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=SEEDS, metavar="N", help="of style-sets: seeds of each set (default: %(default)s)")
     add("--steps", type=int, metavar="N", help="sampling steps (default: those of the published tables)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures drawn at once (default: %(default)s)")
-    add("--work", type=Path, default=WORK, metavar="FOLDER", help="where pictures and scores are kept")
-    add("--out", type=Path, metavar="FOLDER", help="tables and figures (default: figures/..., or WORK/MODEL)")
+    add("--work", default=WORK, metavar="FOLDER", help="where pictures and scores are kept")
+    add("--out", metavar="FOLDER", help="tables and figures (default: figures/..., or WORK/MODEL)")
     return parser
 
 
@@ -85,7 +85,7 @@ def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
     if asked.prompts is not None:
         load_prompts(asked.prompts)
     asked.work = check_output_folder(asked.work, "--work")
-    asked.out = asked.out and as_path(asked.out, "--out")
+    asked.out = None if asked.out is None else as_path(asked.out, "--out")
     return chosen(asked.names), find_model(asked.model)
 
 
@@ -105,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         names, row = checked(asked)
+        options = typed(asked, parser)
+        for name in names:
+            check_output(place(asked, group_of(name), options) / f"{name}.json", what="--out")
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     from context_diffusion.notebook import quiet
@@ -114,9 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .units import share_of_process
 
     use_own_gpu()
-    options = typed(asked, parser)
-    for name in names:
-        check_output(place(asked, group_of(name), options) / f"{name}.json", what="--out")
     rank, world = share_of_process()
     missing = []
     benches = {

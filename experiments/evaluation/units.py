@@ -161,6 +161,8 @@ def record(folder: Path, unit: Unit) -> dict:
 def digests(folder: Path, unit: Unit) -> list[str]:
     """The digests of a unit's pictures; raises ``ValueError`` or ``OSError`` where one is not as it was drawn."""
     found = record(folder, unit)["pictures"]
+    if not found:
+        raise ValueError("it lists no pictures")
     for number, one in enumerate(found):
         if hashlib.sha256(picture_file(folder, unit, number).read_bytes()).hexdigest() != one:
             raise ValueError(f"picture {number} is not the one that was drawn")
@@ -170,7 +172,11 @@ def digests(folder: Path, unit: Unit) -> list[str]:
 def scores_of(folder: Path, unit: Unit) -> Scores:
     """The scores of a unit; raises ``ValueError`` where there are none, or not only finite numbers."""
     found = record(folder, unit)["scores"]
-    if not found or not all(values and all(map(math.isfinite, values)) for values in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(values and all(map(math.isfinite, values)) for values in found.values())
+    ):
         raise ValueError("it holds no scores")
     return found
 
