@@ -5,8 +5,8 @@
 Differences are the largest absolute ones, in float32; times are medians of interleaved rounds in this one run.
 """
 
-import argparse
 import statistics
+import sys
 import time
 
 import diffusers
@@ -15,6 +15,8 @@ import torch
 
 from context_diffusion import from_scratch as fs
 from context_diffusion.checkpoints import find_model
+from context_diffusion.checks import check_count
+from context_diffusion.commands import Parser, run_command
 
 PROMPT = "a boat among hills, watercolor style"
 
@@ -57,11 +59,13 @@ def seconds(draw) -> float:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny-scenes", help="a name or a folder")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    for name, most in (("steps", 1000), ("rounds", 1000)):
+        check_count(f"--{name}", getattr(options, name), most)
     torch.manual_seed(0)
     folder = find_model(options.model).location
     model = fs.StableDiffusion.from_pretrained(folder)
@@ -80,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -7,8 +7,8 @@ are printed: a ratio of two different answers would mean nothing. The network is
 random weights. Ratios travel between machines; seconds do not.
 """
 
-import argparse
 import itertools
+import sys
 import time
 
 import numpy as np
@@ -17,6 +17,8 @@ from PIL import Image
 from scipy.optimize import linprog
 
 from context_diffusion import metrics
+from context_diffusion.checks import check_count
+from context_diffusion.commands import Parser, run_command
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -98,9 +100,9 @@ def report(name: str, count: int, ours, naive) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
-    count = parser.parse_args().images
+    count = check_count("--images", parser.parse_args().images, 10**6, low=20)
     images, encode = pictures(count), small_vit()
     encode(images[:2])  # first call
     rows = metrics.reference_scores(images, np.eye(128), encode)  # unit rows, to be compared without the network
@@ -136,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

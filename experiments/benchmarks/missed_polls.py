@@ -9,11 +9,15 @@ all the while looked again because its slice was over. Without slices, each is a
 
 import argparse
 import multiprocessing
+import sys
 import tempfile
 import time
 
 import nbformat
 from traitlets import Type
+
+from context_diffusion.checks import check_count
+from context_diffusion.commands import Parser, run_command
 
 from ..publishing.execution import SLICE, Execution, ImpatientChannel, ImpatientClient
 
@@ -72,11 +76,13 @@ def spin() -> None:
 
 def main() -> None:
     """Run the notebooks and print what was counted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--notebooks", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2, help="notebooks at a time")
     parser.add_argument("--busy", type=int, default=2, help="processes that keep the cores busy beside them")
     asked = parser.parse_args()
+    for name, least in (("notebooks", 1), ("workers", 1), ("busy", 0)):
+        check_count(f"--{name}", getattr(asked, name), 10**5, low=least)
     context = multiprocessing.get_context("spawn")
     spinners = [context.Process(target=spin, daemon=True) for _ in range(asked.busy)]
     for process in spinners:
@@ -95,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

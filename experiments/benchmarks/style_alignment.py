@@ -7,10 +7,10 @@ Every round runs all variants one after the other; a ratio is the median over ro
 that a busy machine slows both sides alike. On a CPU the process's own time on one thread is counted.
 """
 
-import argparse
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,6 +24,10 @@ from torch import Tensor, nn
 
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.trajectory import Trajectory
+from context_diffusion.checkpoints import find_device
+from context_diffusion.checks import check_count
+from context_diffusion.commands import Parser, run_command
+from context_diffusion.files import check_output, written_whole
 from context_diffusion.from_scratch.style_aligned import TextbookSettings, textbook
 
 SHIFT = math.log(2)
@@ -204,13 +208,16 @@ def show(title: str, table: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small shapes only")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write all numbers to this JSON file")
     options = parser.parse_args()
-    device, results = options.device, {}
+    check_count("--rounds", options.rounds, 1000)
+    if options.output:
+        check_output(options.output, what="--output")
+    device, results = str(find_device(options.device)), {}
     dtype = torch.float32 if device == "cpu" else torch.float16
     if device == "cpu":
         torch.set_num_threads(1)
@@ -239,8 +246,9 @@ def main() -> None:
         for images in (1, 4):
             run(f"SDXL, {images} images", unet(SDXL), images)
     if options.output:
-        options.output.write_text(json.dumps({"device": device, "rounds": options.rounds, "tables": results}, indent=1))
+        with written_whole(options.output) as temporary:
+            temporary.write_text(json.dumps({"device": device, "rounds": options.rounds, "tables": results}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -6,11 +6,13 @@ Every number in the card comes from ``figures/training/*.json`` and ``figures/of
 and ``python -m experiments.evaluation offline`` first.
 """
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from context_diffusion.files import ROOT, TINY_SCENES, written_whole
+from context_diffusion.commands import run_command
+from context_diffusion.files import ROOT, TINY_SCENES, check_output, written_whole
+from context_diffusion.loading import read_settings
 from context_diffusion.scenes import TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 
@@ -88,7 +90,7 @@ with consecutive seeds and no cherry-picking; intervals are 95 %.
 
 def schedule(models: Path = TINY_SCENES) -> str:
     """Say in a sentence what the U-Net predicts and where its noise schedule ends."""
-    settings = json.loads((models / "scheduler" / "scheduler_config.json").read_text())
+    settings = read_settings(models / "scheduler" / "scheduler_config.json")
     what = {"epsilon": "noise", "v_prediction": "v (Salimans and Ho 2022)"}[settings["prediction_type"]]
     end = (
         "rescaled to end in pure noise (Lin et al. 2023): no palette hides in the noise that sampling starts from."
@@ -104,7 +106,7 @@ def training_table(components: Mapping[str, tuple[str, str, str]] = COMPONENTS, 
     for name, (folder, kind, source) in components.items():
         file = ROOT / "figures" / "training" / f"{name}.json"
         if file.is_file() and (models / folder.split(",")[0]).is_dir():
-            last = json.loads(file.read_text())
+            last = read_settings(file)
             runs = [*last.get("earlier", []), last]
             steps = " + ".join(f"{run['steps_done']:,}" for run in runs)
             minutes = " + ".join(f"{run['minutes']:.0f}" for run in runs)
@@ -119,7 +121,7 @@ def score_table(folder: Path = ROOT / "figures" / "offline", protocols: Sequence
     for file in sorted(folder.glob("*.json")):
         if protocols is not None and file.stem not in protocols:
             continue
-        record = json.loads(file.read_text())
+        record = read_settings(file)
         for number in record["numbers"]:
             low, high = (number.get(bound) for bound in ("low", "high"))
             interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
@@ -148,10 +150,11 @@ def card() -> str:
 def main() -> None:
     """Write the card."""
     target = TINY_SCENES / "README.md"
+    check_output(target)
     with written_whole(target) as temporary:
         temporary.write_text(card(), encoding="utf-8")
     print(target.relative_to(ROOT))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -5,6 +5,7 @@ python -m experiments.publishing.execution notebooks/*.ipynb    # -> build/noteb
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from queue import Empty
@@ -13,9 +14,11 @@ import nbformat
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from traitlets import Type
 
-from context_diffusion.files import ROOT, written_whole
+from context_diffusion.commands import Parser, run_command
+from context_diffusion.files import ROOT, check_output_folder, written_whole
 
 SLICE = 1.0  # seconds until a waiting client looks again
 EXECUTED = ROOT / "build" / "notebooks"
@@ -74,18 +77,27 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: float = 900)
     return Execution(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute(env=environment)
 
 
+def executed(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook and run it; prints the cell that fails, and raises ``RuntimeError`` for it."""
+    try:
+        return execute(nbformat.read(path, as_version=4), path.parent)
+    except CellExecutionError as error:
+        print(error)
+        raise RuntimeError(f"{path.name} stops at a cell with {error.ename}: {error.evalue}") from error
+
+
 def main() -> None:
     """Execute each notebook into ``build/notebooks/``, and write its page beside it."""
     from nbconvert import HTMLExporter
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=EXECUTED, metavar="FOLDER", help="default: build/notebooks")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    check_output_folder(asked.out, "--out")
     for path in asked.notebooks:
         start = time.perf_counter()
-        notebook = execute(nbformat.read(path, as_version=4), path.parent)
+        notebook = executed(path)
         page, _ = HTMLExporter().from_notebook_node(notebook)
         for name, text in {path.name: nbformat.writes(notebook), f"{path.stem}.html": page}.items():
             with written_whole(asked.out / name) as temporary:
@@ -94,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

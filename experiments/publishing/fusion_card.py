@@ -5,7 +5,10 @@
 Run the training scripts and ``python -m experiments.evaluation captions music speech fusion`` first.
 """
 
-from context_diffusion.files import ROOT, TINY_FUSION, written_whole
+import sys
+
+from context_diffusion.commands import run_command
+from context_diffusion.files import ROOT, TINY_FUSION, check_output, written_whole
 from context_diffusion.scenes.dataset import GROUP
 
 from ..training import data
@@ -90,10 +93,11 @@ def card() -> str:
 def main() -> None:
     """Write the card."""
     target = TINY_FUSION / "README.md"
+    check_output(target)
     with written_whole(target) as temporary:
         temporary.write_text(card(), encoding="utf-8")
     print(target.relative_to(ROOT))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -20,9 +21,10 @@ import nbformat
 from PIL import Image
 
 from context_diffusion import save_image
-from context_diffusion.files import ROOT
+from context_diffusion.commands import Parser, run_command
+from context_diffusion.files import ROOT, check_output_folder
 
-from .execution import EXECUTED, execute
+from .execution import EXECUTED, executed
 
 NOTEBOOKS = ROOT / "notebooks"
 TAG = "figure"
@@ -44,17 +46,18 @@ def tagged_figure(notebook: nbformat.NotebookNode) -> Image.Image | None:
 
 def main() -> None:
     """Execute lessons, keep the executed notebooks, and write their opening pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="lessons, e.g. 01 09 (default: all)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: where the page looks)")
     asked = parser.parse_args()
     lessons = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
     if unknown := sorted(set(asked.numbers) - set(lessons)):
         parser.error(f"no lesson has the number {', '.join(unknown)}; there are {', '.join(lessons)}")
+    check_output_folder(asked.out or EXECUTED, "--out")
     EXECUTED.mkdir(parents=True, exist_ok=True)
     for path in (lessons[number] for number in asked.numbers or lessons):
         start = time.perf_counter()
-        notebook = execute(nbformat.read(path, as_version=4), path.parent)
+        notebook = executed(path)
         nbformat.write(notebook, EXECUTED / path.name)
         figure, file = tagged_figure(notebook), opening_picture(notebook, path.parent)
         note = "no opening picture"
@@ -69,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from context_diffusion.commands import Parser, run_command
 from context_diffusion.files import ROOT, written_whole
 from context_diffusion.images import load_image
 
@@ -170,7 +171,7 @@ def table(figures: Iterable[Figure]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the arguments."""
-    parser = argparse.ArgumentParser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(COMMAND, None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="figures or folders of them (default: all)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--all", action="store_true", help="rebuild also what has not changed")
@@ -235,4 +236,4 @@ def work(todo: Sequence[list[Figure]], figures: Sequence[Figure], root: Path, *,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

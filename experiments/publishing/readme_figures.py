@@ -7,13 +7,16 @@ Objects, styles and seeds are consecutive; nothing is cherry-picked.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from PIL import Image
 
+from context_diffusion.checks import check_choice
 from context_diffusion.cli import DEMO_CONTEXTS, DEMO_PROMPT, DEMO_QUERY
+from context_diffusion.commands import Parser, run_command
 from context_diffusion.context.model import ContextDiffusion
-from context_diffusion.files import ROOT
+from context_diffusion.files import ROOT, check_output
 from context_diffusion.images import load_image
 from context_diffusion.scenes import OBJECTS, STYLES, Scene, Style, TinyScenes, render
 
@@ -54,18 +57,19 @@ FIGURES = {"world": world, "demo": demo}
 
 def main() -> None:
     """Draw all figures, or those named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(FIGURES)} (default: all)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "figures", metavar="FOLDER", help="where to write (default: figures)"
     )
     asked = parser.parse_args()
     names = asked.names or list(FIGURES)
-    if unknown := set(names) - set(FIGURES):
-        parser.error(f"no figure is named {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
+    for name in names:
+        check_choice("The name of a figure", name, FIGURES)
+        check_output(asked.out / f"{name}.webp", what="--out")
     for name in names:
         print(save_sheet(FIGURES[name](), asked.out / f"{name}.webp"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -15,10 +15,13 @@ CLIP's towers come with CLIP only where no U-Net is published yet, for a U-Net h
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from context_diffusion.files import ROOT, folder_written_whole, written_whole
+from context_diffusion.checks import hint
+from context_diffusion.commands import Parser, run_command
+from context_diffusion.files import ROOT, check_output, check_output_folder, folder_written_whole, written_whole
 
 from ..training.features import ENCODERS
 from ..training.unet import new_scheduler
@@ -47,7 +50,7 @@ def copies(name: str, source: Path | None = None, root: Path = ROOT) -> list[tup
     and ``FileNotFoundError`` where a folder is missing.
     """
     if name not in FOLDERS:
-        raise ValueError(f"There is no run {name!r}; there are {', '.join(FOLDERS)}.")
+        raise ValueError(f"There is no run {name!r}; there are {', '.join(FOLDERS)}{hint(name, FOLDERS)}")
     source = source or root / "build" / "training" / name
     model, folders = FOLDERS[name]
     target = root / "data" / "checkpoints" / model
@@ -67,6 +70,11 @@ def copies(name: str, source: Path | None = None, root: Path = ROOT) -> list[tup
 def publish(names: Sequence[str], source: Path | None = None, root: Path = ROOT, *, dry_run: bool = False) -> None:
     """Copy the weights and records of some runs, after all of them were found; with ``dry_run`` say only what."""
     planned = {name: copies(name, source, root) for name in names}
+    for origin, target in (pair for pairs in planned.values() for pair in pairs):  # all of it, before any is copied
+        if origin.is_dir():
+            check_output_folder(target, "What is published")
+        else:
+            check_output(target, what="What is published")
     for name, pairs in planned.items():
         for origin, target in pairs:
             print(f"{name}: {_short(origin, root)} -> {_short(target, root)}")
@@ -116,16 +124,13 @@ def _short(path: Path, root: Path) -> Path:
 
 def main() -> None:
     """Publish the runs named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=FOLDERS, help=", ".join(FOLDERS))
     parser.add_argument("--source", type=Path, help="the folder with the weights (default: build/training/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be copied, and copy nothing")
     asked = parser.parse_args()
-    try:
-        publish(asked.names, asked.source, dry_run=asked.dry_run)
-    except FileNotFoundError as missing:
-        parser.error(str(missing))
+    publish(asked.names, asked.source, dry_run=asked.dry_run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
