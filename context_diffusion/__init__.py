@@ -4,6 +4,7 @@ Names are looked up lazily: ``import context_diffusion`` loads none of torch, di
 """
 
 import importlib
+import sys
 
 __version__ = "0.2.0"
 
@@ -49,6 +50,12 @@ _MODULES = {  # short name -> where the module is
 }  # fmt: skip
 
 __all__ = sorted({*_HOME, *_MODULES})
+
+
+if sys.argv[:1] == ["-m"]:  # `python -m` is about to run a command of this repository
+    from .commands import answer_while_loading
+
+    answer_while_loading()
 
 
 def __getattr__(name: str):

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 # What a sentence of ours is built on.
 MENDABLE = (ValueError, TypeError, OSError, RuntimeError, ImportError, FloatingPointError, Warning)
+NOTHING_HALF = "nothing is half-written"
 REPORT = "a fault of the program; please report it"
 
 
@@ -51,10 +52,10 @@ def run_command(work: Callable[[], object]) -> int:
         _close_stdout()
         return 2
     except KeyboardInterrupt as error:  # long work says where it stopped, and how it goes on
-        _tell("interrupted", error if error.args else "nothing is half-written")
+        _tell("interrupted", error if error.args else NOTHING_HALF)
         return 130
     except Terminated:
-        _tell("terminated", "nothing is half-written")
+        _tell("terminated", NOTHING_HALF)
         return 143
     except MemoryError:
         _tell("error", "There is not enough memory; ask for fewer or smaller pictures.")
@@ -64,6 +65,19 @@ def run_command(work: Callable[[], object]) -> int:
         _tell("error", f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno}: {REPORT})")
         return 1
     return status if isinstance(status, int) else 0
+
+
+def answer_while_loading() -> None:
+    """Let Ctrl-C be one line also in the seconds in which ``python -m`` imports what a command needs."""
+    before = sys.excepthook
+
+    def hook(kind, error, trace) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _tell("interrupted", NOTHING_HALF)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def in_one_line(message: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from context_diffusion.commands import Parser, run_command
+from context_diffusion.commands import Parser, answer_while_loading, run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,3 +91,19 @@ def test_an_output_that_is_full_is_one_line():
 def test_a_terminal_without_umlauts_shows_them_escaped():
     process = command(r"print('\u00fc')", env={"PYTHONIOENCODING": "ascii", "PATH": ""})
     assert process.communicate() == ("\\xfc\n", "") and process.returncode == 0
+
+
+def test_an_interrupt_while_a_command_is_being_loaded_is_one_line(monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: told.append(error))
+    answer_while_loading()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "interrupted: nothing is half-written\n" and not told
+    sys.excepthook(KeyError, KeyError("a"), None)
+    assert len(told) == 1  # a fault stays one
+
+
+@pytest.mark.parametrize("module", ["context_diffusion", "experiments"])
+def test_commands_of_the_repository_answer_from_the_first_import(module):
+    code = f"import sys; sys.argv = ['-m']; import {module}; print(sys.excepthook.__module__, 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "context_diffusion.commands False\n"
