@@ -23,11 +23,13 @@ UNCONDITIONAL_FIRST = (
     *(f"StableDiffusionXLControlNetUnion{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
     "StableDiffusionAdapterPipeline",
     "StableDiffusionXLAdapterPipeline",
+    *(f"StableDiffusion3{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetInpainting")),
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 )
 GUIDED_BRANCHES = dict.fromkeys(UNCONDITIONAL_FIRST, ("uncond", "cond")) | {
     "StableDiffusionInstructPix2PixPipeline": ("cond", "uncond", "uncond"),  # text and picture, picture alone, neither
+    "ZImagePipeline": ("cond", "uncond"),
 }
 
 
@@ -76,7 +78,34 @@ def guidance_branches(call: Call | None) -> tuple[str, ...]:
             f"The order of the rows in {call.method} under guidance is unknown; pass branches=, such as "
             "('uncond', 'cond') if it stacks the rows without the prompt before those with it."
         )
+    if getattr(call.pipe, "_cfg_truncation", None) not in (None, 1):
+        raise ValueError("cfg_truncation ends guidance at some step, so the rows change meanwhile; leave it at 1.")
     return branches if call.pipe.do_classifier_free_guidance else ("cond",)
+
+
+def separate_branch(network: nn.Module, text: Any) -> str:
+    """Name the branch of a call that a pipeline makes for one branch alone, by the name that it has for the text.
+
+    Pipelines of FLUX and Qwen-Image call the network twice under guidance, with ``prompt_embeds`` and with
+    ``negative_prompt_embeds``. Raises ``ValueError`` where no running pipeline has such a text.
+    """
+    from diffusers import DiffusionPipeline
+
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            local = frame.f_locals
+            if isinstance(owner := local.get("self"), DiffusionPipeline) and _holds(owner, network):
+                names = [name for name, value in local.items() if value is text]
+                if isinstance(local, dict):
+                    local.clear()
+                if names:
+                    return "uncond" if any(name.startswith("negative") for name in names) else "cond"
+        frame = frame.f_back
+    raise ValueError(
+        "Nothing says whether this call of the transformer has the prompt or leads away from it; pass "
+        "branches=('cond',), or branches=('uncond',) for a call without the prompt."
+    )
 
 
 def is_guided(call: Call | None, branches: Sequence[str]) -> bool:
@@ -118,5 +147,5 @@ def _holds(pipe, network: nn.Module) -> bool:
     """Whether this is the pipeline's U-Net or one of its ControlNets."""
     controlnet = getattr(pipe, "controlnet", None)
     several = getattr(controlnet, "nets", ())  # of a MultiControlNetModel
-    parts = (getattr(pipe, "unet", None), controlnet, *several)
+    parts = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), controlnet, *several)
     return any(part is not None and without_compilation(part) is without_compilation(network) for part in parts)

@@ -196,6 +196,10 @@ def test_the_table_says_what_the_source_of_the_pipeline_does(name):
     if "LatentConsistency" in name:  # is never guided by a second branch
         assert "do_classifier_free_guidance" in source and "torch.cat([latents] *" not in source
         return
+    if name.startswith("ZImage"):  # lists of pictures and of prompts, those without the prompt last
+        assert "latents_typed.repeat(2, 1, 1, 1)" in source
+        assert "prompt_embeds_model_input = prompt_embeds + negative_prompt_embeds" in source
+        return
     assert f"torch.cat([latents] * {len(branches)}) if self.do_classifier_free_guidance" in source
     said = {"uncond, noise_pred_text = noise_pred.chunk(2)": ("uncond", "cond")}
     said["text, noise_pred_image, noise_pred_uncond = noise_pred.chunk(3)"] = ("cond", "uncond", "uncond")

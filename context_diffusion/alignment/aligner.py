@@ -16,14 +16,15 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..checks import normalized_weights
-from ..guidance import check_branches, guidance_branches, is_guided, pipeline_call, without_compilation
+from ..guidance import check_branches, guidance_branches, is_guided, pipeline_call, separate_branch, without_compilation
 from .blending import BLENDS, blend_trajectories
+from .equations import Moments, moments
 from .hooks import (
     BY_OTHER_MEANS,
-    BY_SDPA,
     RUNNING,
     Call,
     Hooks,
@@ -36,7 +37,8 @@ from .hooks import (
     running_call,
     without_compiled_code,
 )
-from .networks import architecture_of, by_name, choose_layers, late_layers, single_timestep
+from .networks import Architecture, Given, architecture_of, by_name, choose_layers, late_layers
+from .positions import placed
 from .reference_pass import ReferenceCache, ReferencePass, without_control
 from .settings import StyleSettings
 from .sharing import Sharing, grouped_moments, shared_group_norm
@@ -112,13 +114,18 @@ class StyleAligner:
         self.hooks = Hooks(self.network)
         if settings.control_reference and trajectory is not None:
             raise ValueError("control_reference is about the first image of the batch; references= are never steered.")
+        check_settings(settings, self.architecture)
         attentions = self.architecture.layers(self.network)
         if not attentions:
-            raise ValueError("This U-Net has no self-attention layers (named attn1) that could be shared.")
-        chosen = choose_layers(list(attentions), settings.layers) if settings.attends else []
+            raise ValueError(f"This {type(self.network).__name__} has no self-attention layers that could be shared.")
+        choice = settings.layers
+        offered = [name for name in attentions if name.startswith(self.architecture.default)]
+        names = offered if isinstance(choice, int | float) and offered else list(attentions)
+        chosen = choose_layers(names, choice) if settings.attends else []
         self.attentions = {name: attentions[name] for name in chosen}
+        self.rotary = self.architecture.rotary(self.network) if self.architecture.rotary else None
         for name, module in self.attentions.items():
-            check_layer(name, module)
+            check_layer(name, module, self.architecture.processors, joint=self.architecture.grid is not None)
         self.sharing = Sharing(
             settings,
             torch.tensor(weights, dtype=torch.float64),
@@ -153,6 +160,9 @@ class StyleAligner:
         for name, module in self.attentions.items():
             self.hooks.before(module, functools.partial(self._enter, name))
             self.hooks.after(module, functools.partial(self._leave, name), always=True)
+            if self.rotary:  # the last moment before queries and keys are rotated
+                self.hooks.after(module.norm_q, functools.partial(self._align_normed, name, "query"))
+                self.hooks.after(module.norm_k, functools.partial(self._align_normed, name, "key"))
         for name, norm in self.norms.items():
             self.hooks.before(norm, functools.partial(self._enter_norm, name))
             self.hooks.after(norm, functools.partial(self._leave, name), always=True)
@@ -175,23 +185,37 @@ class StyleAligner:
             call.abandon()
         check_gradients(network)
         given = by_name(network, args, kwargs)
-        sample, timestep = given[self.architecture.sample], given[self.architecture.timestep]
-        branches, scheduler = self._ask_caller(sample)
+        sample = given[self.architecture.sample]
+        branches, scheduler = self._ask_caller(given)
         if len(sample) % len(branches):
             raise ValueError(
                 f"{len(sample)} rows cannot be split into the guidance branches {branches}; pass branches=('cond',) if "
-                "the U-Net is called for one branch at a time."
+                "the network is called for one branch at a time."
             )
         if self._frees_reference():
             kwargs = without_control(kwargs, self.architecture.residuals, len(sample), len(branches))
         call = Call(tuple(branches))
         RUNNING.set(call)
+        time = self.architecture.scheduler_time(given, scheduler)
         alone = self.sharing.row_zero and len(sample) == len(branches)
-        if (self.attentions or self.norms) and not alone and self._is_active(timestep, scheduler):
+        if (self.attentions or self.norms) and not alone and self._is_active(time, scheduler):
             if self.reference_pass is not None:
-                call.kept = self.reference_pass(call, given, branches, scheduler, self.settings.interpolate)
+                call.kept = self.reference_pass(call, given, time, branches, scheduler, self.settings.interpolate)
+            self._place(call, given, time, scheduler)
             call.phase = "targets"
         return args, kwargs
+
+    def _place(self, call: Call, given: Given, time: float, scheduler) -> None:
+        """Where the images' tokens are in a transformer's sequence, and where the references' are to be."""
+        if self.architecture.grid is None:
+            return
+        of_reference = call.grid  # that of the pass before; in row-zero mode there was none
+        call.grid = self.architecture.grid(self.network, given)
+        if self.rotary:
+            steps = [float(step) for step in scheduler.timesteps]
+            done = steps.index(time) / max(1, len(steps) - 1) if time in steps else 0.0
+            grids = call.grid, of_reference or call.grid
+            call.placement = placed(self.rotary, self.settings, *grids, self.architecture.centred, done)
 
     def _end(self, network: nn.Module, args: tuple, output) -> None:
         call = RUNNING.get()
@@ -204,7 +228,7 @@ class StyleAligner:
         call = running_call()
         if call.phase == "plain":
             return
-        if type(module.processor).__name__ not in BY_SDPA:
+        if type(module.processor).__name__ not in self.architecture.processors:
             raise RuntimeError(
                 f"The processor of {name} was replaced inside the style_aligned block by one whose attention is not "
                 f"seen ({type(module.processor).__name__}); do it before the block."
@@ -238,16 +262,36 @@ class StyleAligner:
         if plain:
             raise ValueError(f"Style alignment shares plain attention; {name} attends with {plain}.")
         q, k, v = (by_branch(rows, call.branches) for rows in (query, key, value))
+        image = self.architecture.image_tokens(call.grid, q.shape[2])
         if call.phase == "reference":
-            call.keep(name, *self.sharing.keep(name, q, k, v))
+            call.keep(name, *self.sharing.keep(name, *(x[:, :, image] for x in (q, k, v))))
             return F.scaled_dot_product_attention(query, key, value, attn_mask)
-        if attn_mask is not None:
-            raise ValueError(
-                "Style alignment shares plain self-attention; this call masks it or gives it other tokens."
-            )
         kept = None if self.sharing.row_zero else call.kept[name]
-        aligned = self.sharing.attend(name, call.names, q, k, v, kept, heads=query.shape[1])
-        return as_rows(aligned, query.shape[1])
+        heads = query.shape[1]
+        if call.grid is not None:
+            aligned = self.sharing.joint(q, k, v, kept, heads, image, call.placement, attn_mask)
+        elif attn_mask is not None:
+            raise ValueError("Style alignment shares plain self-attention; this call masks it.")
+        else:
+            aligned = self.sharing.attend(name, call.names, q, k, v, kept, heads)
+        return as_rows(aligned, heads)
+
+    def _align_normed(self, name: str, which: str, norm: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """After a norm of queries or keys, (rows, tokens, heads, dim), and before they are rotated: AdaIN."""
+        call, settings = running_call(), self.settings
+        if call.phase == "plain":
+            return None
+        features = rearrange(
+            output, "(branches images) tokens heads dim -> branches images tokens (heads dim)", branches=call.branches
+        )
+        image = self.architecture.image_tokens(call.grid, features.shape[2])
+        if call.phase == "reference":
+            call.keep(f"{name}.{which}", *moments(features[:, :, image]))
+            return None
+        if not (settings.adain_queries if which == "query" else settings.adain_keys):
+            return None
+        of_first = moments(features[:, :1, image]) if self.sharing.row_zero else Moments(*call.kept[f"{name}.{which}"])
+        return self.sharing.adain_image(features, image, of_first).view(output.shape)
 
     def _normalize(
         self, call: Call, name: str, features: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-5
@@ -260,15 +304,20 @@ class StyleAligner:
         kept = None if self.sharing.row_zero else call.kept[name]
         return shared_group_norm(features, own, self.sharing.style_of(own, kept), weight, bias, eps)
 
-    def _ask_caller(self, sample: Tensor) -> tuple[tuple[str, ...], object]:
+    def _ask_caller(self, given: Given) -> tuple[tuple[str, ...], object]:
         """The guidance branches of this call's rows, in order, and the scheduler it follows."""
         call = pipeline_call(self.network)
         pipe = self.pipe if call is None else call.pipe
         if self.references is not None and pipe.scheduler is not self.pipe.scheduler:
             self.references.check(pipe)
-        branches = self.branches or guidance_branches(call)
+        if self.branches is not None:
+            branches = self.branches
+        elif self.architecture.separate:
+            branches = (separate_branch(self.network, given.get("encoder_hidden_states")),)
+        else:  # SD3 guides away from a network without some of its layers, in a call of its own
+            branches = ("cond",) if given.get("skip_layers") is not None else guidance_branches(call)
         if self.settings.negative_query:
-            self._check_negative(is_guided(call, branches), sample)
+            self._check_negative(is_guided(call, branches), given[self.architecture.sample])
         return branches, pipe.scheduler
 
     def _check_negative(self, guided: bool, sample: Tensor) -> None:
@@ -288,18 +337,34 @@ class StyleAligner:
         steered = self.settings.control_reference or self.settings.full_attention  # then no image is the reference
         return self.sharing.row_zero and not steered and bool(self.attentions or self.norms)
 
-    def _is_active(self, timestep, scheduler) -> bool:
+    def _is_active(self, time: float, scheduler) -> bool:
         settings = self.settings
         if settings.first_step == 0 and settings.last_step is None:
             return True
         steps = [float(step) for step in scheduler.timesteps]
-        time = single_timestep(timestep)
         if time not in steps:
             raise ValueError(
                 f"first_step and last_step count the scheduler's time steps, and {time:g} is not one of them."
             )
         last = len(steps) if settings.last_step is None else settings.last_step
         return settings.first_step <= steps.index(time) <= last
+
+
+def check_settings(settings: StyleSettings, architecture: Architecture) -> None:
+    """Raise ``ValueError`` for settings that would do nothing, or something else, in this kind of network."""
+    if architecture.rotary is None and settings.placement is not None:
+        raise ValueError(
+            "placement is about rotary positions, which FLUX, Qwen-Image and Z-Image have; this network has none."
+        )
+    if architecture.grid is None:
+        return
+    for name in ("full_attention", "share_group_norm", "negative_query", "swap_attention"):
+        if getattr(settings, name):
+            raise ValueError(
+                f"{name} is for U-Nets: in a transformer, attention holds text too, and no group norms are."
+            )
+    if settings.subject_scale is not None:
+        raise ValueError("subject is for U-Nets, whose cross-attention says where the subject is.")
 
 
 def _one_mask(pipe, trajectory: Trajectory | None, subject, settings: StyleSettings) -> Mask | None:

@@ -12,16 +12,17 @@ tokens, channels), with one branch per guidance branch; the images of a branch a
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Features = Float[Tensor, "branches images tokens channels"]
+Mask = Bool[Tensor, "rows heads queries keys"] | Float[Tensor, "rows heads queries keys"]  # any axis but keys may be 1
 
 
 class Moments(NamedTuple):
@@ -96,20 +97,24 @@ def shared_attention(
     heads: int,
     first_target: int = 0,
     full: bool = False,
+    mask: Mask | None = None,
 ) -> Features:
     """Attention of each image to itself and, from image ``first_target`` on, to the references.
 
-    ``full=True`` lets every image see all images of its branch. Parts are merged where a kernel returns log-sum-exp
-    (:func:`lse_kernel`); elsewhere keys are concatenated, and the shifts enter as one additive row.
+    ``full=True`` lets every image see all images of its branch. ``mask`` says which of their own keys the images see
+    (such as those of padded text), as ``scaled_dot_product_attention`` takes it; references are seen whole. Parts are
+    merged where a kernel returns log-sum-exp (:func:`lse_kernel`) and nothing is masked; elsewhere keys are
+    concatenated, and the shifts enter as one additive row.
     """
     references = [each for each in references if each.shift > -math.inf]  # exp(-inf) = 0
     first_target = 0 if full else first_target
     if not references or first_target >= query.shape[1]:
-        return _join(_attend(F.scaled_dot_product_attention, query, key, value, heads, full), query, full)
+        plain = partial(F.scaled_dot_product_attention, attn_mask=mask)
+        return _join(_attend(plain, query, key, value, heads, full), query, full)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    kernel = None if needs_grad else lse_kernel(query.device, query.dtype, query.shape[-1] // heads)
+    kernel = None if needs_grad or mask is not None else lse_kernel(query.device, query.dtype, query.shape[-1] // heads)
     if kernel is None:
-        return _by_concatenation(query, key, value, references, heads, first_target, full)
+        return _by_concatenation(query, key, value, references, heads, first_target, full, mask)
     return _by_merging(kernel, query, key, value, references, heads, first_target, full)
 
 
@@ -153,10 +158,14 @@ def shift_row(shifts: Sequence[float], lengths: Sequence[int], like: Tensor) -> 
     return torch.cat(parts).view(1, 1, 1, -1)
 
 
-def _by_concatenation(query, key, value, references, heads, first_target, full) -> Features:
+def _by_concatenation(query, key, value, references, heads, first_target, full, mask) -> Features:
     """The same with keys and values copied next to each other, and an additive row where scores are shifted."""
     branches, images, tokens, _ = query.shape
     targets = images - first_target
+    masks = (mask, mask)  # of the images before the first target, and of the targets
+    if mask is not None and len(mask) > 1:
+        of_images = rearrange(mask, "(b images) ... -> b images ...", b=branches)
+        masks = tuple(x.flatten(0, 1) for x in (of_images[:, :first_target], of_images[:, first_target:]))
 
     def own(x: Tensor) -> Tensor:
         if full:
@@ -175,14 +184,24 @@ def _by_concatenation(query, key, value, references, heads, first_target, full) 
         shifts = [0.0, *(each.shift for each in references)]
         lengths = [tokens * (images if full else 1), *(each.key.shape[1] for each in references)]
         row = shift_row(shifts, lengths, query)
+    if masks[1] is not None:
+        row = _beside(masks[1], keys.shape[1], query.dtype, row)
     queries = rearrange(query[:, first_target:], "b targets t c -> (b targets) t c")
     q, k, v = (_heads(x, heads) for x in (queries, keys, values))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=row)
     out = rearrange(out, "(b targets) heads t d -> b targets t (heads d)", b=branches)
     if not first_target:
         return out
-    alone = shared_attention(*(x[:, :first_target] for x in (query, key, value)), heads=heads)
+    alone = shared_attention(*(x[:, :first_target] for x in (query, key, value)), heads=heads, mask=masks[0])
     return torch.cat([alone, out], dim=1)
+
+
+def _beside(mask: Mask, length: int, dtype: torch.dtype, row: Float[Tensor, "1 1 1 length"] | None) -> Mask:
+    """A mask with columns for the references' keys, up to ``length``, and with their shifts added."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+    mask = F.pad(mask, (0, length - mask.shape[-1]))
+    return mask if row is None else mask + row
 
 
 def _heads(x: Float[Tensor, "rows tokens channels"], heads: int) -> Float[Tensor, "rows heads tokens dim"]:

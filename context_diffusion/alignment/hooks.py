@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
+from .positions import Placement
+
 # What a layer keeps of the references, (branches, references, ...): attention its key and value and the moments of its
 # query; a group norm its moments.
 Kept = tuple[Tensor, ...]
-BY_SDPA = {"AttnProcessor2_0", "FusedAttnProcessor2_0"}  # processors that attend with scaled_dot_product_attention
 BY_OTHER_MEANS = {"AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor"}  # the same attention, in other ways
 
 
@@ -40,7 +41,8 @@ class Call:
 
     "plain" is a call that is not aligned; "reference" is one that runs the references, whose keys and values are kept;
     "targets" is one whose images see what was kept. The rows are ``branches`` times as many as the images; ``names``
-    are those of the branches.
+    are those of the branches. In a transformer ``grid`` are the rows and columns of patches of the images that run, and
+    ``placement`` says where the references lie.
     """
 
     names: tuple[str, ...]
@@ -48,6 +50,8 @@ class Call:
     kept: dict[str, Kept] = field(default_factory=dict)
     last_layer: str = ""
     listeners: list["Listener"] = field(default_factory=list)
+    grid: tuple[int, int] | None = None
+    placement: Placement | None = None
 
     @property
     def branches(self) -> int:
@@ -227,12 +231,12 @@ def check_gradients(network: nn.Module) -> None:
         )
 
 
-def check_layer(name: str, module: nn.Module) -> None:
+def check_layer(name: str, module: nn.Module, processors: frozenset[str], joint: bool) -> None:
     """Raise ``ValueError`` for a layer whose attention cannot be shared."""
     kind = type(module.processor).__name__
-    if kind not in BY_SDPA | BY_OTHER_MEANS:
+    if kind not in processors | BY_OTHER_MEANS:
         raise ValueError(f"Layer {name} already has a processor of its own ({kind}); remove it before aligning styles.")
-    extras = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
+    extras = () if joint else ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
     extra = next((extra for extra in extras if getattr(module, extra, None) is not None), None)
     if extra is not None:
         raise ValueError(

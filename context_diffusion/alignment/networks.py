@@ -4,11 +4,15 @@ Everything else is the same for all of them: :mod:`.hooks` watches the layers, :
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..guidance import without_compilation
+from .positions import Rotary
 
 Given = dict[str, Any]  # the arguments of a network's call, by name
 
@@ -22,14 +26,45 @@ class Architecture:
         sample: the argument that holds the noisy latents, one row per image and guidance branch.
         timestep: the argument that says the time step.
         layers: its self-attention (or joint attention) layers by name, in the order in which they run.
+        processors: kinds of processor whose attention is PyTorch's ``scaled_dot_product_attention``.
         residuals: the arguments with which a ControlNet or an adapter adds to the rows.
+        default: the layers that are shared unless settings say which: those whose name begins so.
+        grid: rows and columns of patches of a call's images; ``None`` where the sequence holds nothing but the image.
+        image_first: whether the image's tokens stand before the text's in the joint sequence.
+        rotary: its rotary positions, where it has them.
+        centred: whether these are counted from the middle of a picture.
+        time: the scheduler's time step, from the argument.
+        separate: whether pipelines run its branches of guidance in calls of their own, instead of stacking them.
+        per_image: the other arguments that have a row for each image.
     """
 
     part: str
     sample: str
     timestep: str
     layers: Callable[[nn.Module], dict[str, nn.Module]]
+    processors: frozenset[str]
     residuals: tuple[str, ...]
+    default: str = ""
+    grid: Callable[[nn.Module, Given], tuple[int, int]] | None = None
+    image_first: bool = False
+    rotary: Callable[[nn.Module], Rotary] | None = None
+    centred: bool = False
+    time: Callable[[float], float] = float
+    separate: bool = False
+    per_image: tuple[str, ...] = ()
+
+    def scheduler_time(self, given: Given, scheduler) -> float:
+        """The scheduler's time step of a call: of what was converted and rounded on its way, the nearest."""
+        time = self.time(single_timestep(given[self.timestep]))
+        if self.part == "unet":
+            return time
+        return min((float(step) for step in scheduler.timesteps), key=lambda step: abs(step - time), default=time)
+
+    def image_tokens(self, grid: tuple[int, int] | None, length: int) -> slice:
+        """Where the image's tokens stand among ``length`` tokens of a layer, which may hold the text's as well."""
+        if grid is None:
+            return slice(None)
+        return slice(0, math.prod(grid)) if self.image_first else slice(length - math.prod(grid), length)
 
 
 def by_name(network: nn.Module, args: tuple, kwargs: dict) -> Given:
@@ -49,24 +84,145 @@ def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
     return dict(sorted(found.items(), key=lambda item: depth.get(item[0].split(".")[0], 3)))  # stable within blocks
 
 
+def joint_attentions(*names: str) -> Callable[[nn.Module], dict[str, nn.Module]]:
+    """The attention layers called ``names`` in the blocks of a transformer, text refiners left out."""
+
+    def found(network: nn.Module) -> dict[str, nn.Module]:
+        return {
+            name: module
+            for name, module in network.named_modules()
+            if name.rpartition(".")[2] in names and hasattr(module, "processor") and "refiner" not in name
+        }
+
+    return found
+
+
+def rotary_of(network: nn.Module) -> Rotary:
+    """The rotary positions of FLUX and its kin: ids are (picture, row, column, ...)."""
+    config = network.config
+    widths = config.get("axes_dims_rope") or config.get("axes_dims")
+    embedder = getattr(network, "pos_embed", None) or network.rope_embedder
+    return Rotary(tuple(widths), float(embedder.theta), down=1, right=2)
+
+
+def _grid_of_ids(network: nn.Module, given: Given) -> tuple[int, int]:
+    ids = given["img_ids"] if given["img_ids"].ndim == 2 else given["img_ids"][0]
+    if (ids[:, 0] != ids[0, 0]).any():
+        raise ValueError("Style alignment knows one picture in the sequence; this call gives the model others to edit.")
+    rows, columns = (ids[:, 1:3].amax(dim=0) - ids[:, 1:3].amin(dim=0) + 1).long().tolist()
+    return rows, columns
+
+
+def _grid_of_shapes(network: nn.Module, given: Given) -> tuple[int, int]:
+    shapes = {tuple(each) for row in given["img_shapes"] for each in (row if isinstance(row, list) else [row])}
+    if len(shapes) > 1:
+        raise ValueError("Style alignment knows one picture in the sequence; this call gives the model others to edit.")
+    return next(iter(shapes))[1:]
+
+
+def _grid_of_latents(network: nn.Module, given: Given) -> tuple[int, int]:
+    patch = network.config.patch_size
+    return tuple(side // patch for side in given["hidden_states"].shape[-2:])
+
+
+def _grid_of_list(network: nn.Module, given: Given) -> tuple[int, int]:
+    patch = given.get("patch_size", 2)
+    return tuple(side // patch for side in given["x"][0].shape[-2:])
+
+
 UNET = Architecture(
     part="unet",
     sample="sample",
     timestep="timestep",
     layers=self_attentions,
+    processors=frozenset({"AttnProcessor2_0", "FusedAttnProcessor2_0"}),
     residuals=(
         "down_block_additional_residuals",
         "mid_block_additional_residual",
         "down_intrablock_additional_residuals",
     ),
 )
+FLUX = Architecture(
+    part="transformer",
+    sample="hidden_states",
+    timestep="timestep",
+    layers=joint_attentions("attn"),
+    processors=frozenset({"FluxAttnProcessor", "FluxIPAdapterAttnProcessor"}),
+    residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
+    default="single_transformer_blocks.",  # AlignedGen: none of the double-stream blocks
+    grid=_grid_of_ids,
+    rotary=rotary_of,
+    time=lambda t: 1000 * t,
+    separate=True,
+    per_image=("encoder_hidden_states", "pooled_projections", "guidance"),
+)
+FLUX2 = replace(
+    FLUX,
+    processors=frozenset({"Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor"}),
+    residuals=(),
+    per_image=("encoder_hidden_states", "guidance", "img_ids", "txt_ids"),
+)
+SD3 = Architecture(
+    part="transformer",
+    sample="hidden_states",
+    timestep="timestep",
+    layers=joint_attentions("attn", "attn2"),
+    processors=frozenset({"JointAttnProcessor2_0", "FusedJointAttnProcessor2_0"}),
+    residuals=("block_controlnet_hidden_states",),
+    grid=_grid_of_latents,
+    image_first=True,
+    per_image=("encoder_hidden_states", "pooled_projections"),
+)
+QWEN = Architecture(
+    part="transformer",
+    sample="hidden_states",
+    timestep="timestep",
+    layers=joint_attentions("attn"),
+    processors=frozenset({"QwenDoubleStreamAttnProcessor2_0"}),
+    residuals=("controlnet_block_samples",),
+    grid=_grid_of_shapes,
+    rotary=rotary_of,
+    centred=True,
+    time=lambda t: 1000 * t,
+    separate=True,
+    per_image=("encoder_hidden_states", "encoder_hidden_states_mask", "guidance", "img_shapes"),
+)
+Z_IMAGE = Architecture(
+    part="transformer",
+    sample="x",
+    timestep="t",
+    layers=joint_attentions("attention"),
+    processors=frozenset({"ZSingleStreamAttnProcessor"}),
+    residuals=(),
+    default="layers.",
+    grid=_grid_of_list,
+    image_first=True,
+    rotary=rotary_of,
+    time=lambda t: 1000 * (1 - t),
+    per_image=("cap_feats",),
+)
+TRANSFORMERS = {
+    "FluxTransformer2DModel": FLUX,
+    "Flux2Transformer2DModel": FLUX2,
+    "SD3Transformer2DModel": SD3,
+    "QwenImageTransformer2DModel": QWEN,
+    "ZImageTransformer2DModel": Z_IMAGE,
+}
 
 
 def architecture_of(pipe) -> Architecture:
     """The kind of network that a pipeline draws with; raises ``TypeError`` for one that is not known."""
     if getattr(pipe, "unet", None) is not None:
         return UNET
-    raise TypeError(f"style_aligned needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
+    network = getattr(pipe, "transformer", None)
+    kinds = [] if network is None else [each.__name__ for each in type(without_compilation(network)).__mro__]
+    kind = next((each for each in kinds if each in TRANSFORMERS), None)
+    if kind is None:
+        raise TypeError(
+            "style_aligned needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL) or with one of the transformers "
+            f"{', '.join(TRANSFORMERS)}; got {type(pipe).__name__}" + (f" with {kinds[0]}." if kinds else ".")
+        )
+    return TRANSFORMERS[kind]
 
 
 def choose_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> list[str]:
@@ -75,10 +231,15 @@ def choose_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> 
         count = max(1, round(layers * len(names))) if layers > 0 else 0
         return [names[int((i + 0.5) * len(names) / count)] for i in range(count)]
     words = [layers] if isinstance(layers, str) else list(layers)
-    unused = [word for word in words if not any(word in name for name in names)]
+    unused = [word for word in words if not any(_named(word, name) for name in names)]
     if unused:
         raise ValueError(f"No self-attention layer has {unused[0]!r} in its name; they are {', '.join(names)}.")
-    return [name for name in names if any(word in name for word in words)]
+    return [name for name in names if any(_named(word, name) for word in words)]
+
+
+def _named(word: str, name: str) -> bool:
+    """Whether a part of a layer's name begins with a word, such as "up_blocks", "up_blocks.1" or "mid"."""
+    return f".{word}" in f".{name}"
 
 
 def late_layers(names: Sequence[str], layers: float | str | Sequence[str]) -> list[str]:

@@ -21,6 +21,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from .settings import StyleSettings
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -56,6 +58,45 @@ class Rotary:
             ramp = torch.linspace(0, 1, width // 2, dtype=torch.float64) ** beta
             ramps.append(high + (low - high) * ramp if axis in (self.down, self.right) else torch.ones_like(ramp))
         return torch.cat(ramps)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is done to the references' finished keys: each pair of channels turns by an angle and is scaled."""
+
+    angles: Float[Tensor, " pairs"]
+    scales: Float[Tensor, " pairs"]
+
+
+def placed(
+    rotary: Rotary,
+    settings: StyleSettings,
+    grid: Sequence[int],
+    of_reference: Sequence[int],
+    centred: bool,
+    done: float,
+) -> Placement:
+    """Where the settings put a reference, at the same loudness as if it lay on the picture.
+
+    ``grid`` and ``of_reference`` are rows and columns; ``centred`` says whether positions are counted from the middle
+    of a picture; ``done`` is how much of the sampling is over, 0 to 1, for scales that change meanwhile.
+    """
+    rows, columns = (
+        _start(theirs, centred) - _start(own, centred) for own, theirs in zip(grid, of_reference, strict=True)
+    )
+    beside = grid[1] - columns if settings.placement in (None, "beside") else 0  # no two tokens share a place
+    angles = rotary.angles(right=beside)
+    scales = torch.ones_like(angles)
+    if settings.placement == "untwisted":
+        high, low = (first + (last - first) * done for first, last in (settings.untwist_high, settings.untwist_low))
+        scales = rotary.untwisting(high, low)
+    on_top, there = rotary.angles(columns, rows), rotary.angles(columns + beside, rows)
+    gain = loudness(rotary, grid, of_reference, on_top) / loudness(rotary, grid, of_reference, there, scales)
+    return Placement(angles, gain * scales)
+
+
+def _start(side: int, centred: bool) -> int:
+    return side // 2 - side if centred else 0
 
 
 def turned(

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdRef
 
 from ..latents import alpha_at, conditions
-from .hooks import Call, Kept, ReferenceDone
-from .networks import Given, single_timestep
+from .hooks import RUNNING, Call, Kept, ReferenceDone
+from .networks import Given
 from .trajectory import Trajectory
 
 Layers = dict[str, Kept]
+Shelf = dict[tuple, Layers]  # what a cache keeps for one owner, by step
 
 
 class ReferencePass:
@@ -35,32 +36,40 @@ class ReferencePass:
         norms_too = any(isinstance(network.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
 
-    def __call__(self, call: Call, given: Given, branches: Sequence[str], scheduler, interpolates: bool) -> Layers:
+    def __call__(
+        self, call: Call, given: Given, time: float, branches: Sequence[str], scheduler, interpolates: bool
+    ) -> Layers:
         """Take from the cache, or run the network on the references; ``given`` are the arguments of the caller's call.
 
-        ``scheduler`` is that of the running pipeline: its steps, and its noise levels for interpolation.
+        ``time`` is the scheduler's time step; ``scheduler`` is that of the running pipeline: its steps, and its noise
+        levels for interpolation.
         """
         sample, timestep = given["sample"], given["timestep"]
         condition = given.get("timestep_cond")  # the guidance scale, in models distilled to be told it
         scale = (given.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
-        time = single_timestep(timestep)
         told = None if condition is None else tuple(condition[0].tolist())
         cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
         key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries)
         if self.cache is not None:
-            self.cache.claim(self.network, self.owner)
-            if key in self.cache:
-                return self.cache.get(key, sample.device)
+            shelf = self.cache.shelf(self.network, self.owner)
+            if key in shelf:
+                return _moved(shelf[key], sample.device)
         alpha = alpha_at(scheduler, time) if interpolates else None
         latents = self.trajectory.at(time, alpha).to(sample)
         texts, added = conditions(self.trajectory.embeddings, branches, like=sample)
+        if has_ip_adapter(self.network):  # which wants pictures, and will say nothing
+            pictures = given["added_cond_kwargs"]["image_embeds"]
+            pictures = [pictures.unsqueeze(1)] if isinstance(pictures, Tensor) else pictures
+            added = (added or {}) | {
+                "image_embeds": [each[:1].expand(len(texts), *each.shape[1:]) for each in pictures]
+            }
         streams = any(
             hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.network.modules()
         )
         whole = streams or scale not in (None, 1)  # a scaled LoRA is unscaled at the end
         call.phase, call.last_layer = "reference", "" if whole else self.last_layer
         try:
-            with without_ip_adapter(self.network):
+            with silent_adapters(self.network, call):
                 self.network(
                     repeat(latents, "references ... -> (branches references) ...", branches=len(branches)),
                     timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
@@ -75,18 +84,24 @@ class ReferencePass:
         finally:
             call.phase = "plain"
         if self.cache is not None:
-            self.cache.put(key, call.kept, steps=len(scheduler.timesteps))
+            self.cache.put(shelf, key, call.kept, steps=len(scheduler.timesteps))
         return call.kept
 
 
 def state_of(network: nn.Module) -> tuple:
-    """What the output of a network depends on beside its inputs: weights, LoRAs with their scales, FreeU.
+    """What the output of a network depends on beside its inputs: weights, processors, LoRAs with their scales, FreeU.
 
-    Weights are told apart by identity and by PyTorch's count of changes in place; one that is changed through ``.data``
-    goes unnoticed.
+    Weights are told apart by identity, by PyTorch's count of changes in place, and by their first and last number: a
+    LoRA that is fused into them and unloaded changes neither of the others.
     """
-    weights = [(WeakIdRef(weight), -1 if weight.is_inference() else weight._version) for weight in network.parameters()]
-    settings = []
+    weights = list(network.parameters())
+    known = [(WeakIdRef(weight), -1 if weight.is_inference() else weight._version) for weight in weights]
+    ends: dict[torch.device, list[Tensor]] = {}
+    for weight in weights:
+        if type(weight.data) is Tensor and weight.is_floating_point() and weight.numel() and not weight.is_meta:
+            ends.setdefault(weight.device, []).append(weight.detach().as_strided((2,), (weight.numel() - 1,)))
+    numbers = [torch.cat(each).tolist() for each in ends.values()]
+    settings: list = []
     for module in network.modules():
         if isinstance(scaling := getattr(module, "scaling", None), dict):  # a LoRA layer of peft
             settings.append(
@@ -94,7 +109,9 @@ def state_of(network: nn.Module) -> tuple:
             )
         if hasattr(module, "b1"):  # a block of the U-Net under FreeU
             settings.append((module.s1, module.s2, module.b1, module.b2))
-    return (*weights, *settings)
+        if hasattr(module, "processor"):
+            settings.append(type(module.processor))
+    return (*known, *numbers, *settings)
 
 
 class ReferenceCache:
@@ -106,12 +123,12 @@ class ReferenceCache:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple, Layers] = {}
-        self._owner: tuple | None = None
+        self._owned: tuple[tuple, Shelf] = ((), {})  # one object, because threads may share the cache
         self.device: torch.device | None = None
 
-    def __contains__(self, key: tuple) -> bool:
-        return key in self._kept
+    @property
+    def _kept(self) -> Shelf:
+        return self._owned[1]
 
     def __len__(self) -> int:
         """The number of steps kept."""
@@ -125,30 +142,52 @@ class ReferenceCache:
     def __repr__(self) -> str:
         return f"ReferenceCache({len(self)} steps, {self.nbytes / 2**20:.1f} MiB on {self.device or 'no device yet'})"
 
-    def claim(self, network: nn.Module, references: str) -> None:
-        """Forget everything if it belongs to other references, another network, or the network as it was before."""
+    def shelf(self, network: nn.Module, references: str) -> Shelf:
+        """What is kept of these references in the network as it is now; what belongs to others is forgotten."""
         owner = (WeakIdRef(network), references, state_of(network))
-        if owner != self._owner:
-            self._kept, self._owner, self.device = {}, owner, None
+        last, shelf = self._owned
+        if owner != last:
+            shelf = {}
+            self._owned, self.device = (owner, shelf), None
+        return shelf
 
-    def get(self, key: tuple, device: torch.device) -> Layers:
-        """What was kept under ``key``, on ``device``."""
-        layers = self._kept[key]
-        return layers if self.device == device else _moved(layers, device)
-
-    def put(self, key: tuple, layers: Layers, steps: int) -> None:
-        """Keep ``layers`` wherever ``steps`` times as much fits."""
+    def put(self, shelf: Shelf, key: tuple, layers: Layers, steps: int) -> None:
+        """Put ``layers`` on the shelf, wherever ``steps`` times as much fits."""
         where = next(iter(layers.values()))[0].device
-        if self.device is None:
-            self.device = _roomy_device(where, steps * _bytes(layers))
-        if self.device.type != "meta":
-            self._kept[key] = layers if self.device == where else _moved(layers, self.device)
+        device = self.device = self.device or _roomy_device(where, steps * _bytes(layers))
+        if device.type != "meta":
+            shelf[key] = _moved(layers, device)
+
+
+def has_ip_adapter(network: nn.Module) -> bool:
+    """Whether IP-Adapters are loaded into a U-Net."""
+    return getattr(network.config, "encoder_hid_dim_type", None) == "ip_image_proj"
+
+
+@contextmanager
+def silent_adapters(network: nn.Module, call: Call) -> Iterator[None]:
+    """Let IP-Adapters add nothing to a call: the tokens that they attend to are zeros, and so is what they find.
+
+    Nothing of the network changes meanwhile for other threads.
+    """
+    if not has_ip_adapter(network):
+        yield
+        return
+
+    def silence(module: nn.Module, args: tuple, tokens: list[Tensor]) -> list[Tensor] | None:
+        return [torch.zeros_like(each) for each in tokens] if RUNNING.get() is call else None
+
+    hook = network.encoder_hid_proj.register_forward_hook(silence)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
 def without_ip_adapter(unet: nn.Module) -> Iterator[None]:
     """Switch the U-Net's IP-Adapters off, so that it can be called without their images; restore them afterwards."""
-    if getattr(unet.config, "encoder_hid_dim_type", None) != "ip_image_proj":
+    if not has_ip_adapter(unet):
         yield
         return
     adapters = [module for module in unet.modules() if hasattr(module, "to_k_ip") and hasattr(module, "scale")]
@@ -194,6 +233,8 @@ def _bytes(layers: Layers) -> int:
 
 
 def _moved(layers: Layers, device: torch.device) -> Layers:
+    if next(iter(layers.values()))[0].device == device:
+        return layers
     return {name: tuple(x.to(device, non_blocking=True) for x in kept) for name, kept in layers.items()}
 
 

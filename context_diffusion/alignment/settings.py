@@ -27,6 +27,11 @@ class StyleSettings:
     reference's queries to their own keys and values, so that guidance leads away from the reference's layout.
     :meth:`nvqg` sets both as their authors do. ``subject_scale`` multiplies those keys of the references that lie
     inside the subject named to ``style_aligned``; 1 leaves them, ``None`` belongs to no subject.
+
+    ``placement`` is for transformers with rotary positions, and says where the reference lies: "beside" the picture
+    (AlignedGen; what ``None`` means there), on the "same" places, or there with "untwisted" keys, whose highest and
+    lowest frequencies are scaled by ``untwist_high`` and ``untwist_low``, each from the first step to the last
+    (Untwisting RoPE). Wherever it lies, ``score_scale=1`` keeps it as loud as on the same places.
     """
 
     adain_queries: bool = True
@@ -45,6 +50,9 @@ class StyleSettings:
     swap_attention: float | str | Sequence[str] = 0.0
     negative_query: bool = False
     subject_scale: float | None = None
+    placement: str | None = None
+    untwist_high: tuple[float, float] = (0.25, 0.75)
+    untwist_low: tuple[float, float] = (1.0, 1.4)
 
     @classmethod
     def nvqg(cls, **changes) -> "StyleSettings":
@@ -69,6 +77,8 @@ class StyleSettings:
                 "full_attention lets all images see each other, so none is the reference whose attention would be "
                 "swapped in; leave it out with swap_attention or negative_query."
             )
+        if self.placement not in (None, "beside", "same", "untwisted"):
+            raise ValueError(f"placement is 'beside', 'same' or 'untwisted'; got {self.placement!r}.")
         if self.subject_scale is not None and not 0 <= self.subject_scale < math.inf:
             raise ValueError(f"subject_scale multiplies keys, by 0 or more; got {self.subject_scale}.")
         if self.first_step < 0 or (self.last_step is not None and self.last_step < self.first_step):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .equations import (
     Features,
+    Mask,
     Moments,
     Reference,
     adain,
@@ -21,6 +22,7 @@ from .equations import (
     swapped_attention,
 )
 from .hooks import Kept
+from .positions import Placement, turned
 from .settings import StyleSettings
 from .subject import key_scales
 
@@ -124,6 +126,42 @@ class Sharing:
             return swapped
         alone = shared_attention(query[:, :first], key[:, :first], value[:, :first], heads=heads)
         return torch.cat([alone, swapped], dim=1)
+
+    def joint(
+        self,
+        query: Features,
+        key: Features,
+        value: Features,
+        kept: Kept | None,
+        heads: int,
+        image: slice,
+        placement: Placement | None,
+        mask: Mask | None,
+    ) -> Features:
+        """Joint attention of text and image in a transformer, whose targets also see the references' image tokens.
+
+        ``image`` is where the image's tokens stand. With a ``placement`` the references' keys are put there, and AdaIN
+        of queries and keys has been done before they were rotated; without one it is done here.
+        """
+        settings = self.settings
+        if kept is None:
+            kept = self.keep("", *(x[:, :1, image] for x in (query, key, value)))
+        kept_key, kept_value, of_query = *kept[:2], Moments(*kept[2:4])
+        if placement is None and settings.adain_queries:
+            query = self.adain_image(query, image, of_query)
+        if placement is None and settings.adain_keys:
+            key = self.adain_image(key, image, moments(kept_key))
+        if settings.adain_values:
+            value = self.adain_image(value, image, moments(kept_value))
+        if placement is not None:
+            kept_key = turned(kept_key, placement.angles, placement.scales)
+        references = self.references(kept_key, kept_value) if settings.share_attention else []
+        return shared_attention(query, key, value, references, heads=heads, first_target=int(self.row_zero), mask=mask)
+
+    def adain_image(self, features: Features, image: slice, style: Moments) -> Features:
+        """AdaIN of the targets' image tokens alone."""
+        before, of_image, after = features[:, :, : image.start], features[:, :, image], features[:, :, image.stop :]
+        return torch.cat([before, self.adain(of_image.clone(), style), after], dim=2)
 
     def away(self, query: Features, key: Features, value: Features, kept: Kept, heads: int) -> Features:
         """Attention of the branch that guidance leads away from: the references' queries to the image's own keys.
