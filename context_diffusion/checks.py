@@ -6,6 +6,7 @@ one sentence, before any work starts.
 """
 
 import difflib
+import inspect
 import math
 import numbers
 import os
@@ -107,10 +108,20 @@ def check_path(name: str, value: object) -> str:
     return os.path.expanduser(path)
 
 
-def check_callback(name: str, value: Given) -> Given:
-    """Return what can be called, or ``None``."""
-    if value is not None and not callable(value):
+def check_callback(name: str, value: Given, *arguments: str) -> Given:
+    """Return a function that can be called with these ``arguments``, or ``None``."""
+    if value is None:
+        return value
+    if not callable(value) or isinstance(value, type):
         raise TypeError(f"{name} is a function to be called, or None, not {shown(value)}.")
+    try:
+        inspect.signature(value).bind(*arguments)
+    except TypeError:
+        raise TypeError(
+            f"{name} is called with ({', '.join(arguments)}), which {shown(value)} does not take."
+        ) from None
+    except ValueError:  # a function written in C does not say what it takes
+        pass
     return value
 
 

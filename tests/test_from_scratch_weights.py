@@ -142,6 +142,32 @@ def test_broken_folders(copy, tmp_path):
         StableDiffusion.from_pretrained("some/model")
 
 
+@pytest.mark.parametrize(
+    "name", ["text_encoder/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"]
+)
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no JSON"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no JSON"),
+        (b"[]", "must hold names and values"),
+        (b'{"hidden_size": "x", "beta_schedule": 3, "model": {"vocab": 3, "merges": 3}}', "describe|holds no"),
+        (b'{"hidden_size": [], "num_train_timesteps": "x"}', "describe|holds no"),
+    ],
+)
+def test_damaged_settings_get_one_sentence_that_names_the_file(copy, name, content, sentence):
+    (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        StableDiffusion.from_pretrained(copy)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_of_nan_are_refused(copy):
+    rewrite_weights(copy / "vae", lambda weights: {name: tensor * torch.nan for name, tensor in weights.items()})
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        StableDiffusion.from_pretrained(copy)
+
+
 def test_configurations_that_are_not_written_here():
     with pytest.raises(ValueError, match="UNet is written without addition_embed_type='text_time'"):
         build(UNet, {"addition_embed_type": "text_time"})

@@ -37,6 +37,8 @@ from .contexts import (
 from .query import Plan, QueryPlanner
 from .request import CheckedRequest, Request, check_request, image_generators
 
+CALLBACK = ("pipe", "step", "timestep", "tensors")  # what diffusers hands to a callback at the end of a step
+
 
 class ContextDiffusion:
     """Query image + context images + prompt -> picture; build one with :meth:`from_pretrained`.
@@ -132,7 +134,7 @@ class ContextDiffusion:
         Raises ``ValueError``, ``TypeError`` or ``FileNotFoundError`` before any step is taken.
         """
         num_images = check_count("num_images", num_images, LIMITS["num_images"])
-        check_callback("callback_on_step_end", callback_on_step_end)
+        check_callback("callback_on_step_end", callback_on_step_end, *CALLBACK)
         progress = check_flag("progress", progress)
         seeds, drawers = image_generators(seed, generator, num_images)
         request = Request(
@@ -162,7 +164,7 @@ class ContextDiffusion:
         ``progress`` are as there.
         """
         batch_size, progress = check_count("batch_size", batch_size), check_flag("progress", progress)
-        check_callback("callback_on_step_end", callback_on_step_end)
+        check_callback("callback_on_step_end", callback_on_step_end, *CALLBACK)
         asked = [requests] if isinstance(requests, Request) else check_list("requests", requests, LIMITS["requests"])
         for each in asked:
             if not isinstance(each, Request):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoints import find_model
+from ..checkpoints import find_device, find_dtype, find_model
 from ..images import ImageLike, listed, to_pil, to_tensor
 from .autoencoder import Autoencoder
 from .sampling import Context, State, denoise, draw_noise, make_generators
@@ -40,10 +40,13 @@ class StableDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "tiny-scenes", dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls,
+        name: str | Path = "tiny-scenes",
+        dtype: str | torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> "StableDiffusion":
         """Load a Stable Diffusion 1.x or 2.x folder written by ``save_pretrained``, or the offline model by name."""
-        folder = Path(find_model(name).location).expanduser()
+        folder, dtype, device = Path(find_model(name).location).expanduser(), find_dtype(dtype), find_device(device)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"Models are read from folders here, and {folder} is not a folder; "

@@ -6,7 +6,6 @@ The pair-merging loop is Algorithm 1 of Sennrich et al. 2016 run forwards; becau
     "A boat!"  ->  words "a", "boat", "!"  ->  bytes as letters  ->  merged pieces "a</w>", "boat</w>", "!</w>"  ->  ids
 """
 
-import json
 import re
 import unicodedata
 import warnings
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from .weights import read_json
 
 END_OF_WORD = "</w>"
 
@@ -84,20 +85,25 @@ class Tokenizer:
         settings: dict[str, Any] = {}
         for name in ("tokenizer_config.json", "special_tokens_map.json"):  # the second file has the last word
             if (folder / name).exists():
-                settings |= json.loads((folder / name).read_text("utf-8"))
+                settings |= read_json(folder / name)
         if (folder / "tokenizer.json").exists():
-            model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+            model = read_json(folder / "tokenizer.json").get("model")
+            if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or "merges" not in model:
+                raise ValueError(f"{folder / 'tokenizer.json'} holds no byte-pair encoding: no model.vocab and merges.")
             vocab, merges = model["vocab"], model["merges"]
         elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+            vocab = read_json(folder / "vocab.json")
             lines = (folder / "merges.txt").read_text("utf-8").splitlines()
             merges = [line for line in lines if line.strip() and not line.startswith("#version")]
         else:
             raise FileNotFoundError(
                 f"A tokenizer folder holds tokenizer.json, or vocab.json and merges.txt; {folder} holds neither."
             )
-        halves = (merge.split() if isinstance(merge, str) else merge for merge in merges)
-        pairs = [(first, second) for first, second in halves]
+        try:
+            halves = (merge.split() if isinstance(merge, str) else merge for merge in merges)
+            pairs = [(first, second) for first, second in halves]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Each merge of a tokenizer is a pair of tokens; those in {folder} are not.") from error
         names = {"start": "bos_token", "end": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
         special = {ours: settings[theirs] for ours, theirs in names.items() if settings.get(theirs)}
         special = {name: token["content"] if isinstance(token, dict) else token for name, token in special.items()}

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..checks import is_finite, reason
 from . import schedulers
 
 NAMES = [
@@ -89,7 +90,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON file of a model folder."""
     if not path.is_file():
         raise FileNotFoundError(f"Weights are read from a folder written by save_pretrained; {path} is not there.")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({reason(error)}); download or save it again.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold names and values, {{...}}; it holds a {type(settings).__name__}.")
+    return settings
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
@@ -135,6 +142,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype = t
                 f"Weights and configuration of a {type(model).__name__} must fit: {subject} {text} {some}."
             )
     for name, tensor in named.items():
+        if not is_finite(tensor):
+            raise ValueError(f"Weights must be finite: {name} holds NaN or infinity.")
         if tensor.shape == (*own[name].shape, 1, 1):  # a 1x1 convolution where we have a linear layer
             tensor = tensor[..., 0, 0]
         if tensor.shape != own[name].shape:
@@ -148,17 +157,25 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype = t
 
 def load(kind: type[Model], folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """Load a trained ``TextEncoder``, ``Autoencoder`` or ``UNet`` from its folder, for drawing (no gradients)."""
-    config = read_json(Path(folder) / "config.json")
-    with torch.device("meta"):  # shapes without memory: the parameters come from the file
-        model = build(kind, config)
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    try:
+        with torch.device("meta"):  # shapes without memory: the parameters come from the file
+            model = build(kind, config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path} does not describe a {kind.__name__}: {reason(error)}.") from error
     fill(model, read_weights(folder), dtype)
     return model.eval().requires_grad_(False)
 
 
 def load_scheduler(folder: str | Path) -> schedulers.Scheduler:
     """The sampler that a folder names, or DDIM on the same schedule if that sampler is not written here."""
-    config = read_json(Path(folder) / "scheduler_config.json")
-    name = config.get("_class_name", "")
+    path = Path(folder) / "scheduler_config.json"
+    config = read_json(path)
+    name = str(config.get("_class_name", ""))
     if name not in SCHEDULERS:
         config = {"clip_sample": False} | config
-    return SCHEDULERS.get(name, schedulers.DDIM).from_config(config)
+    try:
+        return SCHEDULERS.get(name, schedulers.DDIM).from_config(config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path} does not describe a scheduler: {reason(error)}.") from error
