@@ -13,6 +13,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import ImageOps
@@ -95,26 +96,17 @@ def finetune(
         progress: whether to show a progress bar.
     """
     out = check_output(as_path(out, "out") / WEIGHTS, what="out").parent
-    steps = check_count("steps", steps, LIMITS["training_steps"])
-    batch_size = check_count("batch_size", batch_size, LIMITS["batch_size"])
-    rank = check_count("rank", rank, LIMITS["rank"])
-    learning_rate = check_number("learning_rate", learning_rate, LEAST_RATE, LIMITS["learning_rate"])
-    seed, hidden = check_count("seed", seed, LIMITS["seed"], 0), not check_flag("progress", progress)
+    asked = check_settings(steps, batch_size, rank, learning_rate, seed)
+    hidden = not check_flag("progress", progress)
     files, captions = read_folder(images, caption)
-    asked: dict[str, object] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "rank": rank,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
     asked |= {"model": str(model), "pictures and captions": digest(files, captions)}
     pipe = load_pipeline(model)
     if hasattr(pipe, "text_encoder_2"):
         raise ValueError(f"Fine-tuning works on tiny-scenes and Stable Diffusion 1.x and 2.x; {model} is SDXL.")
-    learner = Learner(pipe, rank, learning_rate, seed)
+    learner = Learner(pipe, asked["rank"], asked["learning_rate"], asked["seed"])
     losses = learner.take_up(out / PROGRESS, asked)
     latents, text = encode(pipe, files, captions)
+    steps, batch_size = asked["steps"], asked["batch_size"]
     bar = tqdm(total=steps, initial=len(losses), desc="fine-tuning", disable=hidden)
     with bar, signals_noted() as signals:
         while len(losses) < steps and not signals:
@@ -130,6 +122,17 @@ def finetune(
     (out / PROGRESS).unlink(missing_ok=True)
     sweep(out / PROGRESS)
     return losses
+
+
+def check_settings(steps: int, batch_size: int, rank: int, learning_rate: float, seed: int) -> dict[str, Any]:
+    """The settings by name, as Python's own numbers; refuses what is out of range."""
+    return {
+        "steps": check_count("steps", steps, LIMITS["training_steps"]),
+        "batch_size": check_count("batch_size", batch_size, LIMITS["batch_size"]),
+        "rank": check_count("rank", rank, LIMITS["rank"]),
+        "learning_rate": check_number("learning_rate", learning_rate, LEAST_RATE, LIMITS["learning_rate"]),
+        "seed": check_count("seed", seed, LIMITS["seed"], 0),
+    }
 
 
 def digest(files: Sequence[Path], captions: Sequence[str]) -> str:

@@ -114,7 +114,7 @@ def work(protocol: PaperProtocol, out: Path) -> Results | None:
         for unit in left:
             if not kept(digests, pictures, unit, told=False):
                 draw(protocol, pictures, unit)
-            write(scores, unit, scores=protocol.score(unit, read_pictures(pictures, unit)))
+            write(scores, unit, scores=check_scores(protocol.score(unit, read_pictures(pictures, unit)), unit))
             bar.update()
     found = {unit: kept(scores_of, scores, unit) for unit in units}
     if not all(found.values()):
@@ -171,13 +171,16 @@ def digests(folder: Path, unit: Unit) -> list[str]:
 
 def scores_of(folder: Path, unit: Unit) -> Scores:
     """The scores of a unit; raises ``ValueError`` where there are none, or not only finite numbers."""
-    found = record(folder, unit)["scores"]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(values and all(map(math.isfinite, values)) for values in found.values())
-    ):
-        raise ValueError("it holds no scores")
+    return check_scores(record(folder, unit)["scores"], unit)
+
+
+def check_scores(found: object, unit: Unit) -> Scores:
+    """Refuse what is no mapping from names to lists of finite numbers; a list may be empty, the mapping may not."""
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{unit.path} has no scores")
+    for name, values in found.items():
+        if not isinstance(values, list) or not all(map(math.isfinite, values)):
+            raise ValueError(f"{unit.path} has a {name} that is not finite")
     return found
 
 
