@@ -96,7 +96,7 @@ def finetune(
         progress: whether to show a progress bar.
     """
     out = check_output(as_path(out, "out") / WEIGHTS, what="out").parent
-    asked = check_settings(steps, batch_size, rank, learning_rate, seed)
+    asked = _check_settings(steps, batch_size, rank, learning_rate, seed)
     hidden = not check_flag("progress", progress)
     files, captions = read_folder(images, caption)
     asked |= {"model": str(model), "pictures and captions": digest(files, captions)}
@@ -124,7 +124,7 @@ def finetune(
     return losses
 
 
-def check_settings(steps: int, batch_size: int, rank: int, learning_rate: float, seed: int) -> dict[str, Any]:
+def _check_settings(steps: int, batch_size: int, rank: int, learning_rate: float, seed: int) -> dict[str, Any]:
     """The settings by name, as Python's own numbers; refuses what is out of range."""
     return {
         "steps": check_count("steps", steps, LIMITS["training_steps"]),
