@@ -1,8 +1,13 @@
 """The one place that draws: a batch holds what the model draws one by one, whatever the requests are made of."""
 
+import json
+import shutil
+import time
+import traceback
 from dataclasses import fields
 from inspect import signature
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,8 @@ from worlds import hub_folder, scenes_folder
 from context_diffusion import ContextDiffusion, Request
 from context_diffusion.checks import check_count, check_number
 from context_diffusion.context.contexts import Contexts
+from context_diffusion.context.projector import ContextProjector
+from context_diffusion.pipelines import load_pipeline
 
 QUERY = Image.new("RGB", (32, 32), "navy")
 ImageDraw.Draw(QUERY).ellipse((6, 8, 26, 28), fill="orange")
@@ -199,3 +206,113 @@ def test_a_guided_controlnet_is_saved_loaded_and_switched_as_diffusers_own(tmp_p
     again = StableDiffusionControlNetPipeline.from_pretrained(tmp_path)
     weights = again.controlnet.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in pipe.controlnet.state_dict().items())
+
+
+@pytest.fixture
+def untyped(monkeypatch):
+    """Our own sentences, not the type checker's."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+WRONG = {
+    "prompt": (3, b"a", 2.5, "\ud800", "a" * 10**6, {"a": 1}),
+    "negative_prompt": (3, ["a"], b"a"),
+    "query_image": (3, {}, ["a.png"]),
+    "context_images": ([None], 3, {"a": 1}),
+    "weights": ("12", {1: 2}, [True, True], [], {1, 2}, 3, [10**400, 1], [np.nan, 1]),
+    "layout": (3, "cany", ["canny"], np.array(["canny"])),
+    "strength": (True, "0.5", np.nan, 10**400),
+    "control_scale": (10**400, -1, True, np.inf, 10**6),
+    "guidance_scale": (10**400, "3", np.bool_(True), 10**6, [3]),
+    "num_inference_steps": (True, 2.5, 10**6, "3", 0),
+    "seed": (True, -1, 2**63, 1.5, "3"),
+    "generator": (3, "a", [3], [None], []),
+    "num_images": (10**9, 10**400, True, 0, 2.0),
+    "height": (0, 10**7, 33, True, "32"),
+    "width": (-8, 2**40, 8.5),
+    "callback_on_step_end": (3, "a", int, lambda: None),
+    "progress": ("no", None, np.nan, 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_argument_is_refused_in_one_sentence_before_any_work(untyped, name):
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    called = []
+    model.pipeline.unet.register_forward_pre_hook(lambda *_: called.append(1))
+    for value in WRONG[name]:
+        given = {"query_image": QUERY, "context_images": REDS, "prompt": "a cat", "progress": False, **STEPS}
+        start = time.monotonic()
+        with pytest.raises((ValueError, TypeError, FileNotFoundError)) as caught:
+            model(**given | {name: value})
+        said = str(caught.value)
+        assert "\n" not in said and len(said) < 400, said
+        assert "context_diffusion" in traceback.extract_tb(caught.value.__traceback__)[-1].filename, said
+        assert time.monotonic() - start < 2
+    assert not called
+
+
+def test_numbers_out_of_arrays_draw_the_same_picture(untyped):
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    plain = model(
+        None, REDS, "a cat", seed=3, num_inference_steps=2, guidance_scale=2.0, weights=[1, 3], progress=False
+    )
+    numbers = {"seed": np.int64(3), "num_inference_steps": torch.tensor(2), "guidance_scale": np.array(2.0)}
+    sizes = {"width": np.int32(32), "height": np.array(32), "weights": torch.tensor([1, 3]), "num_images": np.int8(1)}
+    assert far(plain, model(None, REDS, "a cat", progress=np.False_, **numbers, **sizes)) == 0
+    assert far(plain, model.draw(Request(None, iter(REDS), "a cat", **numbers, weights=np.array([1.0, 3.0])))[0]) == 0
+    assert far(model(None, REDS, None, seed=3, **STEPS), model(None, REDS, "", seed=3, **STEPS)) == 0
+
+
+@pytest.mark.parametrize("name", ["tokens", "colour"])
+def test_strength_without_a_picture_to_start_from_is_refused(name):
+    model = ContextDiffusion.from_pretrained(FOLDERS[name](), device="cpu")
+    with pytest.raises(ValueError, match="strength says how much of the query is drawn anew; pass query_image"):
+        model(prompt="a cat", strength=0.5, **STEPS)
+    if name == "tokens":  # only contexts that act by colour give a picture
+        with pytest.raises(ValueError, match="pass query_image as well"):
+            model(None, REDS, "a cat", strength=0.5, **STEPS)
+
+
+def test_the_pictures_of_one_call_have_a_limit_together():
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    with pytest.raises(ValueError, match="width times height times num_images must be finite and between 1 and"):
+        model(prompt="a cat", width=1024, height=1024, num_images=65)
+
+
+def test_the_scale_of_an_ip_adapter_is_the_users_after_drawing():
+    model = ContextDiffusion.from_pretrained(hub_folder(adapter=True), device="cpu")
+    model.pipeline.set_ip_adapter_scale(0.25)
+    adapters = [module for module in model.pipeline.unet.modules() if hasattr(module, "to_k_ip")]
+    model(None, REDS, "a cat", progress=False, **STEPS)
+    assert adapters and all(adapter.scale == [0.25] for adapter in adapters)
+    with pytest.raises(RuntimeError, match="stop"):
+        model(None, REDS, "a cat", callback_on_step_end=stopping, progress=False, **STEPS)
+    assert all(adapter.scale == [0.25] for adapter in adapters)
+
+
+def stopping(pipe, step, timestep, tensors):
+    raise RuntimeError("stop")
+
+
+def test_a_callback_that_returns_something_else_is_told():
+    model = ContextDiffusion.from_pretrained(scenes_folder(), device="cpu")
+    with pytest.raises(TypeError, match="returns a dictionary of tensors, or None, not 3"):
+        model(prompt="a cat", callback_on_step_end=lambda *_: 3, progress=False, **STEPS)
+
+
+def test_context_tokens_act_in_stable_diffusion_xl(tmp_path):
+    shutil.copytree(hub_folder(True), tmp_path / "xl")
+    for part in ("image_encoder", "context_projector"):
+        shutil.copytree(scenes_folder() / part, tmp_path / "xl" / part)
+    unet = json.loads((tmp_path / "xl" / "unet" / "config.json").read_text())
+    width = {"cross_attention_dim": unet["cross_attention_dim"], "vision_width": 32}
+    ContextProjector(**width).save_pretrained(tmp_path / "xl" / "context_projector")
+    model = ContextDiffusion.from_pretrained(tmp_path / "xl", device="cpu")
+    for start in ({}, {"query_image": QUERY, "strength": 0.8}):
+        plain = model(prompt="a cat", seed=3, progress=False, **STEPS, **start)
+        assert far(plain, model(prompt="a cat", context_images=REDS, seed=3, progress=False, **STEPS, **start)) > 0
+    alone = load_pipeline(tmp_path / "xl", device="cpu")
+    alone.set_progress_bar_config(disable=True)
+    options = {"generator": torch.Generator().manual_seed(3), "guidance_scale": 7.5, "width": 32, "height": 32, **STEPS}
+    assert far(model(prompt="a cat", seed=3, progress=False, **STEPS), alone("a cat", **options).images[0]) <= 1
