@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import signal
 
-from context_diffusion.fusion.sound import FULL_SCALE, Sound, check_rate, clipped_share, read_sound
+from context_diffusion.fusion.sound import FULL_SCALE, Sound, check_rate, clipped_share, read_sound, without_quiet_ends
 
 
 def sine(rate: int, hertz: float = 440.0, seconds: float = 0.5, gain: float = 0.5) -> np.ndarray:
@@ -106,6 +106,28 @@ def test_an_overdriven_recording_is_noted_with_its_share_and_a_full_scale_one_is
     assert read_sound((sine(16000, hertz=200, gain=1), 16000), 16000).notes == ()
 
 
+@given(st.integers(0, 5000), st.integers(0, 5000), st.sampled_from([0.0, 1e-4]), st.sampled_from([0.0, 0.2]))
+@settings(deadline=None, max_examples=40)
+def test_quiet_ends_are_cut_and_nothing_else(before, after, noise, constant):
+    rate, tone = 8000, sine(8000)
+    quiet = np.random.default_rng(0).normal(size=(before + len(tone) + after)) * noise
+    whole = (quiet + np.pad(tone, (before, after)) + constant).astype(np.float32)
+    kept = without_quiet_ends(whole, rate)
+    where = [i for i in range(len(whole) - len(kept) + 1) if np.array_equal(whole[i : i + len(kept)], kept)]
+    assert any(
+        before - 0.13 * rate <= start <= before + 8  # the margin and a stretch; a tone begins at 0
+        and before + len(tone) - 8 <= start + len(kept) <= before + len(tone) + 0.13 * rate
+        for start in where
+    )
+
+
+def test_a_pause_between_words_and_silence_itself_stay():
+    words = np.concatenate([sine(8000), np.zeros(8000), sine(8000)]).astype(np.float32)
+    assert len(without_quiet_ends(words, 8000)) == len(words)
+    for still in (np.zeros(100), np.full(100, 0.3), np.ones(1)):
+        assert len(without_quiet_ends(still.astype(np.float32), 8000)) == len(still)
+
+
 def test_silence_is_noted_with_its_level():
     rate = 16000
     assert read_sound((np.zeros(rate), rate), rate).notes == ("silence: the samples do not move",)
@@ -201,3 +223,33 @@ def test_a_broken_file_is_read_or_refused_in_a_sentence(tmp_path_factory, seed, 
         assert np.abs(read_sound(file, 16000).samples).max() <= 1
     except ValueError as error:
         assert "tone.flac" in str(error) or "sampling rate" in str(error)
+
+
+ENDS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8), st.floats(0, 1))
+@settings(deadline=None, max_examples=30)
+def test_a_file_changed_anywhere_is_a_sound_or_a_sentence(tmp_path_factory, end, changes, length):
+    """The first bytes, where the headers are, are changed most: the place is squared."""
+    file = tmp_path_factory.mktemp("mutated") / f"x.{end}"
+    soundfile.write(file, sine(16000, seconds=0.2), 16000, subtype=ENDS[end])
+    content = bytearray(file.read_bytes())
+    for place, value in changes:
+        content[int(place**2 * len(content))] = value
+    file.write_bytes(content[: round(length * len(content))] if length < 0.5 else content)
+    try:
+        assert np.isfinite(read_sound(file, 16000).samples).all()
+    except ValueError as error:
+        assert "x." in str(error) or "sampling rate" in str(error) or "Samples" in str(error), error
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError("deep"), AttributeError("no frames"), OSError("disk")])
+def test_whatever_a_decoder_raises_becomes_a_sentence(monkeypatch, tmp_path, error):
+    file = tmp_path / "x.wav"
+    soundfile.write(file, sine(16000), 16000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(ValueError, match=r"x\.wav .* cannot be read as a recording"):
+        read_sound(file, 16000)

@@ -18,7 +18,7 @@ import context_diffusion as cd
 from context_diffusion.checkpoints import find_network
 from context_diffusion.files import DATA, TINY_FUSION
 from context_diffusion.fusion import speech
-from context_diffusion.fusion.sound import Sound, read_sound
+from context_diffusion.fusion.sound import Sound, read_sound, without_quiet_ends
 from context_diffusion.fusion.speech import AudioSource, Transcriber, cut_at_pauses, join_texts
 from experiments.training import speech as training
 
@@ -143,13 +143,41 @@ def test_long_speech_is_cut_in_its_pauses():
 
 def test_the_confidence_of_long_speech_is_that_of_all_its_words(transcriber):
     whole = np.concatenate([part for sound in SOUNDS for part in (sound.samples, np.zeros(4 * RATE, np.float32))])
-    pieces = cut_at_pauses(whole, transcriber.window, RATE)
+    pieces = cut_at_pauses(without_quiet_ends(whole, RATE), transcriber.window, RATE)
     heard = [by_hand(Sound(piece, RATE), (training.START, training.PLAIN)) for piece in pieces]
     said = transcriber(Sound(whole, RATE))
-    assert len(pieces) == 3 and said.notes == ("14 s, heard in 3 pieces",)
+    assert len(pieces) == 2 and said.notes == ("14 s, heard in 2 pieces",)
     assert said.text == join_texts(text for text, _ in heard)
     logs = [log for _, of_piece in heard for log in of_piece]
     assert said.confidence == pytest.approx(float(np.exp(np.mean(logs))), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["boat", "boat-noisy", "cat-neon"])
+@pytest.mark.parametrize(("before", "after", "noise"), [(0.7, 0, 0), (3, 2, 1e-4), (9, 0, 0), (30, 30, 1e-4)])
+def test_a_pause_before_speech_or_after_it_invents_no_words(name, before, after, noise):
+    transcribe = offline()
+    sound = read_sound(DATA / "audio" / f"{name}.flac", RATE)
+    quiet = np.random.default_rng(1).normal(size=round((before + after) * RATE)).astype(np.float32) * np.float32(noise)
+    parts = [quiet[: round(before * RATE)], sound.samples, quiet[round(before * RATE) :]]
+    assert transcribe(Sound(np.concatenate(parts), RATE)).text == transcribe(sound).text
+
+
+@cache
+def offline() -> Transcriber:
+    return Transcriber.from_pretrained()
+
+
+def test_a_model_that_does_not_say_whether_it_knows_languages_is_not_asked_for_one(transcriber):
+    said = Transcriber(transcriber.network, transcriber.processor, language="fr")
+    known = transcriber.network.generation_config
+    before = known.is_multilingual
+    try:
+        known.is_multilingual = None
+        with pytest.raises(ValueError, match="does not say whether it knows several languages"):
+            said(SOUNDS[0])
+        assert transcriber(SOUNDS[0]).text is not None
+    finally:
+        known.is_multilingual = before
 
 
 def test_texts_are_joined_by_a_comma_where_there_is_no_mark():

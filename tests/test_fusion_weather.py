@@ -306,6 +306,28 @@ def drips(handler) -> None:
         pass
 
 
+def drips_headers(handler) -> None:
+    """Headers that never end, each in time for the client's own timeout."""
+    try:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        for number in range(60):
+            handler.wfile.write(b"X-%d: y\r\n" % number)
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+
+def echoes(status: int, form: str = "{}", header: str = "X-Asked"):
+    """An answer that says what it was asked, the key included, in the body, as a field's name and in a header."""
+
+    def send(handler) -> None:
+        key = form.format(parse_qs(urlsplit(handler.path).query)["appid"][0])
+        body = json.dumps({"message": "x" * 100 + f" {key} is asked for", key: key}).encode()
+        reply(status, body, **{header: f"http://other/?appid={key}"})(handler)
+
+    return send
+
+
 def breaks_off(handler) -> None:
     """A body shorter than announced."""
     handler.send_response(200)
@@ -360,6 +382,20 @@ def test_open_meteo_is_asked_without_a_key_first_where_the_place_is(server, monk
         fetch_weather("Atlantis", "open-meteo", FAST)
 
 
+def test_a_country_or_a_state_chooses_among_places_of_one_name(server):
+    places = [
+        {"latitude": 38.7, "longitude": -9.1, "country_code": "PT", "country": "Portugal", "admin1": "Lisbon"},
+        {"latitude": 40.8, "longitude": -80.8, "country_code": "US", "country": "United States", "admin1": "Ohio"},
+    ]
+    for asked, latitude in (("Lisbon,PT", 38.7), ("Lisbon, us", 40.8), ("Lisbon,Ohio,US", 40.8), ("Lisbon,", 38.7)):
+        server.plan = [reply(body={"results": places}), reply(body=open_meteo())]
+        fetch_weather(asked, "open-meteo", FAST)
+        assert server.question(-2)["name"] == "Lisbon" and float(server.question(-1)["latitude"]) == latitude
+    server.plan = [reply(body={"results": places})]
+    with pytest.raises(ValueError, match="knows no place 'Lisbon,FR'"):
+        fetch_weather("Lisbon,FR", "open-meteo", FAST)
+
+
 HTML = b"<html><body>Log in to the hotel's network</body></html>"
 UNKNOWN = {"cod": "404", "message": "city not found"}
 TOO_OFTEN = {"cod": 429, "message": "Your account is temporarily blocked"}
@@ -367,6 +403,13 @@ REFUSED = {"cod": 401, "message": f"Invalid API key {KEY}."}
 FAILURES = {  # reply, error, sentence, how often it is asked for
     "slow": (sleeps, TimeoutError, "gave no answer within 0.4 s; a recorded answer works", 3),
     "dripping": (drips, TimeoutError, "gave no answer within 0.4 s", 3),
+    "dripping headers": (drips_headers, TimeoutError, "gave no answer within 0.4 s", 3),
+    "echo": (echoes(200), ValueError, r"has message, \(key\)", 1),
+    "echo of a refusal": (echoes(404), ValueError, r"x \(key\) is as", 1),
+    "echo of a ban": (echoes(403, "{}"), PermissionError, r"x \(key\) is as", 1),
+    "echo and elsewhere": (echoes(302, header="Location"), ConnectionError, r"status 302", 1),
+    "echo as text": (reply(200, b"<p>" + b"x" * 30 + KEY.encode()), ValueError, r"starts with '<p>x+\(key\)?'", 1),
+    "huge numbers": (reply(200, b'{"weather": [{"id": 1%s}]}' % (b"0" * 4000)), ValueError, "no number", 1),
     "broken off": (breaks_off, ConnectionError, "cannot be reached or broke off", 3),
     "500": (reply(500), ConnectionError, r"out of order \(status 500\) \(3 attempts\)\.", 3),
     "503": (reply(503, HTML), ConnectionError, "out of order", 3),

@@ -1,22 +1,28 @@
 """Ask a web service for JSON, with limits on time and size, retries with back-off, and a key that is never shown.
 
 Everything that can go wrong ends in one sentence. Errors are raised outside any ``except`` block, because the HTTP
-client's own errors hold the address they asked for, and the address holds the key.
+client's own errors hold the address they asked for, and the address holds the key. What a service sends loses the key
+before anything else looks at it: a service may echo what it was asked.
 """
 
 import json
 import logging
+import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 from ..signatures import check_fields
 
 MAX_BYTES = 1_000_000  # the current weather takes a few hundred
 HIDDEN = "(key)"
+OFFLINE = "; a recorded answer works without a network"
 
 
 @dataclass(frozen=True)
@@ -70,35 +76,54 @@ def get_json(
 
 
 def _attempt(who: str, url: str, parameters: Mapping, secret: str, timeout: float) -> dict | _Failure:
-    """Ask once."""
+    """Ask once, and wait no longer than ``timeout`` for all of the answer.
+
+    The client's own timeout is between two pieces of an answer, so a slow trickle would outlast it.
+    """
     import httpx
 
-    offline = "; a recorded answer works without a network"
+    answers: list[dict | _Failure] = []
+    with httpx.Client(timeout=timeout) as client:  # closed at the end, which also ends a thread that still listens
+        question = client.build_request("GET", url, params=dict(parameters))
+        asking = threading.Thread(
+            target=lambda: answers.append(_exchange(who, client, question, secret, timeout)), daemon=True
+        )
+        asking.start()
+        asking.join(timeout)
+    return answers[0] if answers else _too_slow(who, timeout)
+
+
+def _exchange(who: str, client: Any, question: Any, secret: str, timeout: float) -> dict | _Failure:
+    """Send the question and take the answer, piece by piece."""
+    import httpx
+
     try:
-        with _unlogged(secret), httpx.Client(timeout=timeout) as client:
+        with _unlogged(secret):
             body, deadline = b"", time.monotonic() + timeout
-            with client.stream("GET", url, params=dict(parameters)) as response:
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_BYTES:
-                        return _Failure(
-                            ValueError, f"{who} sent more than {MAX_BYTES:,} bytes; no weather is that long"
-                        )
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("the body arrives too slowly")
+            response = client.send(question, stream=True)
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    return _Failure(ValueError, f"{who} sent more than {MAX_BYTES:,} bytes; no weather is that long")
+                if time.monotonic() > deadline:
+                    return _too_slow(who, timeout)
     except httpx.TimeoutException:
-        return _Failure(TimeoutError, f"{who} gave no answer within {timeout:g} s{offline}", again=True)
+        return _too_slow(who, timeout)
     except httpx.TransportError as error:
         name = type(error).__name__
-        return _Failure(ConnectionError, f"{who} cannot be reached or broke off ({name}){offline}", again=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return _Failure(ConnectionError, f"{who} cannot be reached or broke off ({name}){OFFLINE}", again=True)
+    except Exception as error:  # of the client: for example, an answer that is not in the encoding it claims
         return _Failure(ConnectionError, f"{who} cannot be asked ({type(error).__name__})")
-    return _judge(who, response.status_code, response.headers, body)
+    return _judge(who, response.status_code, response.headers, body, secret)
 
 
-def _judge(who: str, status: int, headers: Mapping[str, str], body: bytes) -> dict | _Failure:
+def _too_slow(who: str, timeout: float) -> _Failure:
+    return _Failure(TimeoutError, f"{who} gave no answer within {timeout:g} s{OFFLINE}", again=True)
+
+
+def _judge(who: str, status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> dict | _Failure:
     """Read an answer, or say what its status means."""
-    answer = _parsed(body)
+    answer = _hidden(secret, _parsed(body))
     said = ""
     if isinstance(answer, dict):
         said = " ".join(str(answer.get("message") or answer.get("reason") or "").split()).rstrip(".")[:120]
@@ -106,7 +131,7 @@ def _judge(who: str, status: int, headers: Mapping[str, str], body: bytes) -> di
     if status == 200:
         if isinstance(answer, dict):
             return answer
-        start = " ".join(body[:40].decode("utf-8", "replace").split())
+        start = " ".join(_without(secret, body.decode("utf-8", "replace")).split())[:40]
         return _Failure(ValueError, f"{who} answered with something other than a JSON object; it starts with {start!r}")
     if status in (401, 403):
         return _Failure(PermissionError, f"{who} refuses the key or the question (status {status}){quoted}")
@@ -138,20 +163,38 @@ def _retry_after(value: str) -> float | None:
 
 
 def _without(secret: str, text: str) -> str:
-    return text.replace(secret, HIDDEN) if secret else text
+    """Hide a secret in a text: as it is, as it stands in an address, in any case."""
+    if not secret:
+        return text
+    forms = {secret, quote(secret, safe=""), quote_plus(secret), "".join(f"%{byte:02x}" for byte in secret.encode())}
+    return re.sub("|".join(map(re.escape, sorted(forms, key=len, reverse=True))), HIDDEN, text, flags=re.IGNORECASE)
+
+
+def _hidden(secret: str, value: Any) -> Any:
+    """Hide a secret in every text of a JSON value, the names of fields too."""
+    if isinstance(value, str):
+        return _without(secret, value)
+    if isinstance(value, dict):
+        return {_without(secret, key): _hidden(secret, one) for key, one in value.items()}
+    return [_hidden(secret, one) for one in value] if isinstance(value, list) else value
 
 
 @contextmanager
 def _unlogged(secret: str) -> Iterator[None]:
-    """Keep the key out of the client's log, which records every address."""
+    """Keep the key out of the client's logs, which record every address, and every header of an answer."""
+    import httpcore  # noqa: F401 - whose loggers must exist
+    import httpx  # noqa: F401
 
     def hide(record: logging.LogRecord) -> bool:
         record.msg, record.args = _without(secret, record.getMessage()), ()
         return True
 
-    logger = logging.getLogger("httpx")
-    logger.addFilter(hide)
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("httpx", "httpcore")]
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(hide)
     try:
         yield
     finally:
-        logger.removeFilter(hide)
+        for logger in loggers:
+            logger.removeFilter(hide)

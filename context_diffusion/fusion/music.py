@@ -23,11 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoints import find_network, load_part
+from ..checks import shown
 from ..metrics.inputs import batched
 from ..signatures import check_fields, checked
 from .description import Description
 from .music_words import GENRE_DESCRIPTIONS, MOOD_DESCRIPTIONS, offline_words, open_words
-from .sound import Recording, Sound, read_sound
+from .sound import Recording, Sound, check_sounds, read_sound
 
 OFFLINE = "tiny-fusion"
 BATCH_SIZE = 16  # windows at once
@@ -74,18 +75,16 @@ class MusicTagger:
 
         Raises ``ValueError`` for a sound at another rate, and for words that the tokenizer does not know.
         """
+        sounds = check_sounds(sounds, self.rate)
         texts = self._read(descriptions)
         scale = self.network.logit_scale_a.exp()
         rows = []
         for sound in sounds:
-            if sound.rate != self.rate:
-                raise ValueError(
-                    f"This model hears {self.rate} Hz; {sound.name} has {sound.rate}: read_sound resamples."
-                )
             heard = [self._hear(batch) for batch in batched(self.windows(sound.samples), BATCH_SIZE)]
             rows.append((scale * torch.cat(heard) @ texts.T).mean(dim=0))
         return torch.stack(rows).cpu()
 
+    @checked
     def windows(self, samples: Float[np.ndarray, " samples"]) -> list[Float[np.ndarray, " heard"]]:
         """Cut into the fewest evenly spaced windows that cover everything; a sound shorter than one stays whole."""
         size = self.extractor.nb_max_samples
@@ -133,7 +132,7 @@ class MusicSource:
         if given is not None and not (isinstance(given, Mapping) and len(given) >= 2):
             raise ValueError(
                 "descriptions maps two or more sentences about music to words for the prompt, for example "
-                f"{{'a happy piece of music': 'a sunny meadow', ...}}; got {given!r:.80}."
+                f"{{'a happy piece of music': 'a sunny meadow', ...}}; got {shown(given)}."
             )
 
     def describe(self) -> Description:

@@ -6,6 +6,8 @@ Channels are averaged, which keeps what they share; if they cancel each other, a
 
 import math
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +15,19 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
+from ..checks import LIMITS, check_list, check_number, plain, reason, shown
+from ..files import as_path, shown_path
+
 Recording = str | os.PathLike | tuple[ArrayLike, float] | ArrayLike  # a file, (samples, rate), or samples alone
 
 LONGEST = 300.0  # seconds
 RATES = (1_000, 768_000)  # Hz, lowest and highest
 MOST_CHANNELS = 32
+MOST_SAMPLES = 100_000_000  # of a file, over all channels: 400 MB
 KINDS = ("uint8", "int16", "int32")  # the integers of wav files, as scipy.io.wavfile reads them
 SILENCE = -60.0  # dBFS, root mean square: below this there is nothing to listen to
+QUIET = 35.0  # dB below the loudest stretch of a recording: a pause
+STRETCH, MARGIN = 0.02, 0.1  # seconds: over which a level is measured; of a pause that stays
 CLIPPED = 0.01  # share of clipped samples that earns a note
 FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample
 FLAT = 3  # so many samples at full scale in a row are a clipped peak; a peak that just touches it has fewer
@@ -66,13 +74,14 @@ def read_sound(
     >>> read_sound(([0, 0.5, 0, -0.5] * 4000, 16000), 8000).seconds
     1.0
     """
+    check_number("longest", longest, 0, LONGEST * 100)
     if isinstance(recording, Sound):
         sound = _sound(recording.samples[:, None], recording.rate, target_rate, recording.name)
         return Sound(sound.samples, sound.rate, sound.name, recording.notes or sound.notes)
     if isinstance(recording, (str, os.PathLike)):
         if rate is not None:
             raise TypeError(f"A file names its own rate; leave out rate={rate!r}.")
-        samples, found, name = *_from_file(Path(recording), longest), Path(recording).name
+        samples, found, name = *_from_file(file := as_path(recording, "A recording"), longest), file.name
     else:
         if isinstance(recording, tuple) and len(recording) == 2 and rate is None:
             recording, rate = recording
@@ -82,13 +91,31 @@ def read_sound(
     return _sound(_scaled(samples, name), found, target_rate, name)
 
 
+def check_sounds(sounds: Iterable[Sound], rate: int) -> list[Sound]:
+    """Return a list of sounds, at least one, if all have the ``rate`` that a model hears."""
+    found = check_list("sounds", sounds, LIMITS["images"])
+    if not found:
+        raise ValueError("There is nothing to listen to: pass at least one sound.")
+    for sound in found:
+        if not isinstance(sound, Sound):
+            raise TypeError(f"A model hears a Sound, as read_sound returns it, not {shown(sound)}.")
+        if sound.rate != rate:
+            raise ValueError(f"This model hears {rate} Hz; {sound.name} has {sound.rate}: read_sound resamples.")
+    return found
+
+
 def check_rate(rate: object) -> int:
     """Return a sampling rate as a whole number of Hz; raise ``ValueError`` for anything else."""
-    number = float(rate) if isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool) else math.nan
-    if not number.is_integer() or not RATES[0] <= number <= RATES[1]:
+    number = plain(rate)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or number != number // 1
+        or not RATES[0] <= number <= RATES[1]
+    ):
         raise ValueError(
             f"A sampling rate is a whole number of Hz from {RATES[0]:,} to {RATES[1]:,}, given as (samples, rate) or "
-            f"rate=; got {rate!r:.40}."
+            f"rate=; got {shown(rate)}."
         )
     return int(number)
 
@@ -101,6 +128,21 @@ def resampled(samples: Float32[np.ndarray, " samples"], rate: int, target: int) 
         common = math.gcd(rate, target)
         samples = resample_poly(samples, target // common, rate // common)
     return np.clip(samples, -1, 1).astype(np.float32)
+
+
+def without_quiet_ends(samples: Float32[np.ndarray, " samples"], rate: int) -> Float32[np.ndarray, " others"]:
+    """Cut off what is quiet before the first sound and after the last, but for :data:`MARGIN` seconds of it.
+
+    Quiet is a stretch of :data:`STRETCH` seconds whose level is :data:`QUIET` dB or more below that of the loudest.
+    """
+    width = max(1, round(STRETCH * rate))
+    moving = samples - samples.mean(dtype=np.float64)  # a constant is no sound
+    power = np.add.reduceat(moving**2, np.arange(0, len(samples), width)) / width
+    loud = np.flatnonzero(power > power.max() * 10 ** (-QUIET / 10))
+    if not len(loud):
+        return samples
+    margin = round(MARGIN * rate)
+    return samples[max(0, loud[0] * width - margin) : (loud[-1] + 1) * width + margin]
 
 
 def clipped_share(samples: np.ndarray) -> float:
@@ -134,17 +176,31 @@ def _from_file(file: Path, longest: float) -> tuple[Float32[np.ndarray, "samples
 
     if not file.is_file():
         what = "is a folder" if file.is_dir() else f"does not exist (looked from {Path.cwd()})"
-        raise FileNotFoundError(f"A recording is a file; {file} {what}.")
-    try:
-        with soundfile.SoundFile(file) as opened:
-            rate = check_rate(opened.samplerate)
-            _check_length(opened.frames, rate, longest, file.name)
+        raise FileNotFoundError(f"A recording is a file; {shown_path(file)} {what}.")
+    with _decoding(file):
+        opened = soundfile.SoundFile(file)
+    with opened:
+        rate = check_rate(opened.samplerate)
+        _check_length(opened.frames, rate, longest, file.name)
+        if opened.frames * opened.channels > MOST_SAMPLES:
+            raise ValueError(
+                f"{shown_path(file)} has more than {MOST_SAMPLES:,} samples over all its channels; cut it."
+            )
+        with _decoding(file):
             return opened.read(dtype="float32", always_2d=True), rate
-    except soundfile.SoundFileError as error:
-        size = file.stat().st_size
-        reason = str(error).rpartition(": ")[2].strip().rstrip(".")
+    raise AssertionError  # for the type checker: a file is a context manager that swallows nothing
+
+
+@contextmanager
+def _decoding(file: Path) -> Iterator[None]:
+    """Let a decoder raise anything: it becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        why = reason(error).rpartition(": ")[2].strip().rstrip(".")
         raise ValueError(
-            f"{file} ({size:,} bytes) cannot be read as a recording: {reason}. WAV, FLAC, OGG and MP3 can."
+            f"{shown_path(file)} ({file.stat().st_size:,} bytes) cannot be read as a recording: {why}. "
+            "WAV, FLAC, OGG and MP3 can."
         ) from error
 
 

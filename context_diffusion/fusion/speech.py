@@ -18,7 +18,7 @@ from ..metrics.inputs import batched
 from ..signatures import check_fields, checked
 from .caption import confidence
 from .description import Description
-from .sound import Recording, Sound, read_sound
+from .sound import Recording, Sound, check_sounds, read_sound, without_quiet_ends
 
 OFFLINE = "tiny-fusion"
 RATE = 16_000  # Hz; every Whisper's
@@ -82,27 +82,32 @@ class Transcriber:
         """Write down what is said in each recording, always taking the likeliest next word.
 
         The confidence is the geometric mean of the tokens' probabilities, exp(1/n sum_k log p_k), the ends included; it
-        is 0 if no words are heard, and for silence, which never reaches the network. Speech longer than the window is
-        cut at its pauses (:func:`cut_at_pauses`). Raises ``ValueError`` for a sound at another rate.
+        is 0 if no words are heard, and for silence, which never reaches the network. Quiet before and after the speech
+        is left out, and speech longer than the window is cut at its pauses (:func:`cut_at_pauses`). Raises
+        ``ValueError`` for a sound at another rate.
         """
-        sounds = list(sounds)
-        for sound in sounds:
-            if sound.rate != self.rate:
-                raise ValueError(
-                    f"This model hears {self.rate} Hz; {sound.name} has {sound.rate}: read_sound resamples."
-                )
-        cut = [[] if sound.silent else cut_at_pauses(sound.samples, self.window, self.rate) for sound in sounds]
+        sounds = check_sounds(sounds, self.rate)
+        cut = [[] if sound.silent else self._windows(sound) for sound in sounds]
         pieces = [piece for windows in cut for piece in windows]
         heard = iter([said for batch in batched(pieces, BATCH_SIZE) for said in self._hear(batch)])
         return [
             self._describe(sound, [next(heard) for _ in windows]) for sound, windows in zip(sounds, cut, strict=True)
         ]
 
+    def _windows(self, sound: Sound) -> list[Float[np.ndarray, " _"]]:
+        """Cut off the quiet ends, in which a Whisper hears words that nobody says, and cut the rest at its pauses."""
+        return cut_at_pauses(without_quiet_ends(sound.samples, sound.rate), self.window, self.rate)
+
     @torch.inference_mode()
     def _hear(self, windows: list[Float[np.ndarray, " _"]]) -> list[tuple[str, float, int]]:
         """Give the text of each window, its confidence, and the number of tokens behind the confidence."""
         inputs = self.processor(windows, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True)
-        many = getattr(self.network.generation_config, "is_multilingual", False)
+        many = getattr(self.network.generation_config, "is_multilingual", None)
+        if many is None and (self.language is not None or self.task != "transcribe"):
+            raise ValueError(
+                "This model does not say whether it knows several languages (is_multilingual in its "
+                "generation_config.json), so language and task cannot be asked of it."
+            )
         with _without_remarks():
             written = self.network.generate(
                 **inputs.to(self.network.device), do_sample=False, num_beams=1, output_scores=True,

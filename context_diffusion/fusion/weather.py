@@ -18,6 +18,8 @@ from .client import Patience, get_json
 from .description import Description
 from .weather_answers import NAMES, number_at, read_weather
 
+REGIONS = ("country_code", "country", "admin1")  # where Open-Meteo's place search says in what a place lies
+MOST_PLACES = 100  # that it lists
 KEY_VARIABLE = "OPENWEATHER_API_KEY"
 
 Place = str | tuple[float, float]  # a name, or latitude and longitude in degrees
@@ -117,7 +119,7 @@ def check_place(place: object) -> Place:
             return place
     raise ValueError(
         "A place is a name such as 'Lisbon' or 'Lisbon,PT', or (latitude, longitude) in degrees, such as (38.7, -9.1); "
-        f"got {place!r:.80}."
+        f"got {shown(place)}."
     )
 
 
@@ -128,9 +130,17 @@ def _provider(name: str) -> Provider:
 
 
 def _coordinates(service: Provider, place: str, patience: Patience | None) -> tuple[float, float]:
-    """Ask where a place is; of several, the service lists the largest first, and that one is taken."""
-    answer = get_json(service.name, service.places, {"name": place, "count": 1}, patience=patience)
-    if not answer.get("results"):
-        raise ValueError(f"{service.name} knows no place {place!r}; try its English name or (latitude, longitude).")
-    latitude, longitude = (number_at(answer, service.name, "results", 0, axis) for axis in ("latitude", "longitude"))
-    return latitude, longitude
+    """Ask where a place is; of several, the service lists the largest first, and that one is taken.
+
+    The place search takes a name alone. What follows a comma, as in "Lisbon,PT", chooses among its answers: a country's
+    code or name, or a state's name.
+    """
+    name, *regions = (part.strip() for part in place.split(","))
+    question = {"name": name, "count": MOST_PLACES if any(regions) else 1}
+    found = get_json(service.name, service.places, question, patience=patience).get("results")
+    for one in found if isinstance(found, list) else []:
+        known = {str(one.get(field, "")).casefold() for field in REGIONS} if isinstance(one, dict) else set()
+        if all(region.casefold() in known for region in regions if region):
+            latitude, longitude = (number_at(one, service.name, axis) for axis in ("latitude", "longitude"))
+            return latitude, longitude
+    raise ValueError(f"{service.name} knows no place {place!r}; try its English name or (latitude, longitude).")

@@ -4,7 +4,6 @@ Every field is checked before use: a service may answer nonsense, and a file may
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .weather_words import (
 )
 
 NAMES = ("OpenWeatherMap", "Open-Meteo")
+LARGEST = 1e12  # of any number in an answer
 COLDEST, HOTTEST = -95.0, 65.0  # degrees Celsius: a little beyond the records measured near the ground
 
 
@@ -135,7 +135,7 @@ def number_at(answer: object, name: str, *path: str | int) -> float:
             value = value[step]
         except (KeyError, IndexError, TypeError):
             value = None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:  # NaN is not
         raise ValueError(
             f"{name}'s answer has no number at {'.'.join(map(str, path))}; it may have changed its format."
         )

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import LIMITS, check_count
 from ..signatures import checked
 from .instruments import TIMBRES, stroke, tone
 from .music_vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, article, key_word, tempo_word
@@ -62,6 +63,7 @@ def describe(piece: Piece, wording: int | None = None) -> str:
     parts = [f"with {INSTRUMENTS[piece.lead]}", tempo_word(piece.tempo), f"in a {key_word(piece.mode)} key"]
     if wording is None:
         return f"{article(piece.mood)} {piece.genre} piece {parts[0]}, {parts[1]}, {parts[2]}"
+    check_count("wording", wording, LIMITS["seed"], low=0)
     generator = np.random.default_rng([piece.seed, wording, 17])
     mood, genre = (_one_of(table, generator) for table in (MOOD_WORDS[piece.mood], GENRE_WORDS[piece.genre]))
     kept = [part for part in parts if generator.random() < 0.5]

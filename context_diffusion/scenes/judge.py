@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..checkpoints import DEFAULT, find_model, find_part, load_part
+from ..checks import LIMITS, check_list
 from ..images import ImageLike, resize
 from ..signatures import checked
 from .scene import SIZE
@@ -57,6 +58,7 @@ class Judge:
     @torch.inference_mode()
     def __call__(self, images: Sequence[ImageLike]) -> dict[str, Int[np.ndarray, " n"]]:
         """Give the likeliest object, background and style of each picture, as indices into ``HEADS``."""
+        images = check_list("images", images, LIMITS["images"])
         found: dict[str, list[int]] = {head: [] for head in HEADS}
         for first in range(0, len(images), BATCH_SIZE):
             pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])

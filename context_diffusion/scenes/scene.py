@@ -95,6 +95,7 @@ class Style:
         check_count("seed", seed, LIMITS["seed"], low=0)
         check_fixed(cls, fixed)
         generator = np.random.default_rng([seed, 2])
+        check_choice("family", fixed.get("family", PALETTE_FAMILIES[0]), PALETTE_FAMILIES)
         name, family = str(generator.choice(STYLES)), str(generator.choice(PALETTE_FAMILIES))
         palette = draw_palette(fixed.get("family", family), generator)
         style = cls(
@@ -154,6 +155,7 @@ def _depth(scene: Scene, segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
 @checked
 def render(scene: Scene, style: Style, seed: int = 0) -> Rendering:
     """Draw a scene in a style; ``seed`` changes only the noise of the texture and the wording of the caption."""
+    check_count("seed", seed, LIMITS["seed"], low=0)
     side = SIZE * SCALE
     ids = np.zeros((side, side), dtype=np.uint8)
     segments = np.zeros_like(ids)
@@ -187,7 +189,7 @@ def caption(scene: Scene, style: Style, seed: int | None = None) -> str:
     if seed is None:
         words = [article(scene.object), PLACES[scene.background][0], SUN[0] if scene.sun else ""]
         return f"{' '.join(w for w in words if w)}, {style.name} style"
-    generator = np.random.default_rng([seed, 4])
+    generator = np.random.default_rng([check_count("seed", seed, LIMITS["seed"], low=0), 4])
     other_word, other_place, form = generator.random(3)
     nouns, places = (scene.object, *SYNONYMS.get(scene.object, ())), PLACES[scene.background]
     noun = str(generator.choice(nouns)) if other_word < 0.2 else nouns[0]
