@@ -25,6 +25,7 @@ _HOME = {  # public name -> the module that holds it
     "ddim_invert": "alignment",
     "denormalize": "images",
     "depth_map": "control",
+    "flow_invert": "alignment",
     "fuse_prompts": "fusion.prompt",
     "generators": "latents",
     "image_grid": "images",

@@ -29,7 +29,7 @@ UNCONDITIONAL_FIRST = (
 )
 GUIDED_BRANCHES = dict.fromkeys(UNCONDITIONAL_FIRST, ("uncond", "cond")) | {
     "StableDiffusionInstructPix2PixPipeline": ("cond", "uncond", "uncond"),  # text and picture, picture alone, neither
-    "ZImagePipeline": ("cond", "uncond"),
+    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"), ("cond", "uncond")),
 }
 
 

@@ -6,6 +6,7 @@
 from functools import cache
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     Flux2Transformer2DModel,
@@ -103,3 +104,87 @@ def output(made: torch.nn.Module, given: dict[str, Any]) -> torch.Tensor:
     """What it says of each row."""
     found = made(**given, return_dict=False)[0]
     return torch.stack(found) if isinstance(found, list) else found
+
+
+def _embedding(prompt: str, words: int = WORDS) -> torch.Tensor:
+    """A text as random features that depend on its words alone."""
+    seed = int.from_bytes(prompt.encode(), "little") % 2**31
+    return torch.randn(words, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def _vae():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, shift_factor=0.1, scaling_factor=0.5,
+    ).eval()  # fmt: skip
+
+
+class _FromWords:
+    """Encodes prompts without an encoder."""
+
+    def texts(self, prompt) -> torch.Tensor:
+        return torch.stack([_embedding(each) for each in ([prompt] if isinstance(prompt, str) else prompt)])
+
+
+class TinyFlux(_FromWords, diffusers.FluxPipeline):
+    def encode_prompt(self, prompt=None, prompt_2=None, prompt_embeds=None, pooled_prompt_embeds=None, **_):
+        texts = self.texts(prompt) if prompt_embeds is None else prompt_embeds
+        return texts, texts[:, 0, :8], torch.zeros(texts.shape[1], 3)
+
+
+class TinyFlux2(_FromWords, diffusers.Flux2Pipeline):
+    def encode_prompt(self, prompt=None, prompt_embeds=None, **_):
+        texts = self.texts(prompt) if prompt_embeds is None else prompt_embeds
+        return texts, self._prepare_text_ids(texts)
+
+
+class TinySD3(_FromWords, diffusers.StableDiffusion3Pipeline):
+    def encode_prompt(self, prompt=None, negative_prompt=None, prompt_embeds=None, **_):
+        count = len(prompt) if isinstance(prompt, list) else 1
+        texts, none = self.texts(prompt), self.texts(negative_prompt or [""] * count)
+        none = none.expand_as(texts)
+        return texts, none, texts[:, 0, :8], none[:, 0, :8]
+
+
+class TinyQwen(_FromWords, diffusers.QwenImagePipeline):
+    def encode_prompt(self, prompt=None, prompt_embeds=None, **_):
+        texts = self.texts(prompt)
+        mask = torch.ones(texts.shape[:2], dtype=torch.bool)
+        mask[0, -1] = False
+        return texts, mask
+
+
+class TinyZImage(_FromWords, diffusers.ZImagePipeline):
+    def encode_prompt(self, prompt=None, negative_prompt=None, do_classifier_free_guidance=True, **_):
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        texts = [_embedding(each, 3 + len(each) % 3) for each in prompts]
+        negative = [negative_prompt or ""] * len(prompts) if not isinstance(negative_prompt, list) else negative_prompt
+        return texts, [_embedding(each) for each in negative] if do_classifier_free_guidance else []
+
+
+@cache
+def pipeline(kind: str):
+    """A tiny pipeline with that transformer; its pictures are of 4 x 6 patches at 32 x 48 or 16 x 24 pixels."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        if kind == "flux":
+            made = TinyFlux(scheduler, _vae(), None, None, None, None, network(kind))
+        elif kind == "sd3":
+            made = TinySD3(network(kind), scheduler, _vae(), None, None, None, None, None, None)
+        elif kind == "z-image":
+            made = TinyZImage(scheduler, _vae(), None, None, network(kind))
+        elif kind == "flux2":
+            vae = diffusers.AutoencoderKLFlux2(
+                block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
+                up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
+            ).eval()  # fmt: skip
+            made = TinyFlux2(scheduler, vae, None, None, network(kind))
+        else:
+            vae = diffusers.AutoencoderKLQwenImage(
+                base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+                latents_mean=[0.1] * 4, latents_std=[0.9] * 4,
+            ).eval()  # fmt: skip
+            made = TinyQwen(scheduler, vae, None, None, network(kind))
+    made.set_progress_bar_config(disable=True)
+    return made

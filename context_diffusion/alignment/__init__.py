@@ -3,6 +3,7 @@
 from .aligner import StyleAligner, style_aligned
 from .blending import BLENDS, blend_trajectories, linear, slerp, weighted_slerp
 from .equations import Moments, Reference, adain, mix_moments, moments, shared_attention
+from .flow import flow_invert
 from .hooks import is_style_aligned
 from .inversion import ddim_invert, noised_reference
 from .networks import choose_layers, self_attentions
@@ -13,7 +14,7 @@ from .trajectory import Trajectory
 
 __all__ = [
     "BLENDS", "Moments", "Reference", "ReferenceCache", "StyleAligner", "StyleSettings", "Trajectory", "adain",
-    "blend_trajectories", "choose_layers", "ddim_invert", "is_style_aligned", "linear", "mix_moments", "moments",
-    "noised_reference", "self_attentions", "shared_attention", "slerp", "style_aligned", "subject_map",
+    "blend_trajectories", "choose_layers", "ddim_invert", "flow_invert", "is_style_aligned", "linear", "mix_moments",
+    "moments", "noised_reference", "self_attentions", "shared_attention", "slerp", "style_aligned", "subject_map",
     "subject_mask", "weighted_slerp",
 ]  # fmt: skip

@@ -144,7 +144,9 @@ class StyleAligner:
         if trajectory is not None:
             layers = (*chosen, *self.norms)
             queries = [name for name in chosen if self.sharing.keeps_query(name)]
-            self.reference_pass = ReferencePass(self.network, trajectory, layers, cache, tuple(queries))
+            self.reference_pass = ReferencePass(
+                self.network, self.architecture, trajectory, layers, cache, tuple(queries)
+            )
         self._found: list[tuple[nn.Module, object, object]] = []  # attention, the processor it had, ours
 
     def install(self) -> None:
@@ -363,6 +365,8 @@ def check_settings(settings: StyleSettings, architecture: Architecture) -> None:
             raise ValueError(
                 f"{name} is for U-Nets: in a transformer, attention holds text too, and no group norms are."
             )
+    if settings.interpolate:
+        raise ValueError("interpolate is for diffusion's schedules; sample a flow with the steps of its reference.")
     if settings.subject_scale is not None:
         raise ValueError("subject is for U-Nets, whose cross-attention says where the subject is.")
 

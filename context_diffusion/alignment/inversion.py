@@ -26,6 +26,7 @@ from ..checks import check_count, check_number
 from ..guidance import without_compilation
 from ..images import ImageLike, listed
 from ..latents import alpha_at, conditions, encode_images, encode_prompts, generators
+from .flow import noised_flow_reference
 from .hooks import is_style_aligned
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
@@ -90,15 +91,22 @@ def noised_reference(
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    **options,
 ) -> Trajectory:
     """A reference without inversion: at every level the clean latent with one fixed noise of that level's strength.
 
     ``z_k = sqrt(a_k) x + sqrt(1 - a_k) e``: the model never runs, so it costs an encoding. Sampling from its noise does
     not draw the reference again, but its levels are what the model was trained on at every step; StyleKeeper (Jeong et
     al. 2025) and AlignedGen (Zhang et al. 2025, appendix A) take references so. The noise of picture i is seeded
-    ``seed + i``. Otherwise as :func:`ddim_invert`.
+    ``seed + i``. Otherwise as :func:`ddim_invert`. A transformer's reference lies on the straight line of its flow,
+    ``z_k = (1 - sigma_k) x + sigma_k e``; ``options`` then go to the pipeline, as in :func:`flow_invert`.
     """
     check_count("seed", seed, low=0)
+    if getattr(pipe, "unet", None) is None and getattr(pipe, "transformer", None) is not None:
+        given = (seed, num_inference_steps, negative_prompt, height, width, options)
+        return noised_flow_reference(pipe, image, prompt, latents, *given)
+    if options:
+        raise TypeError(f"noised_reference of a U-Net takes no {next(iter(options))}.")
     start = _start(pipe, image, prompt, latents, num_inference_steps, 1.0, negative_prompt, height, width)
     clean = start.clean
     noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in generators(seed, len(clean))]).to(
@@ -286,7 +294,10 @@ def _check_levels(levels: Levels, velocity: bool) -> None:
 def _check(pipe, image, latents, steps: int, guidance_scale: float) -> None:
     """Everything that can be wrong with the arguments, before any model runs."""
     if getattr(pipe, "unet", None) is None or not hasattr(pipe, "encode_prompt"):
-        raise TypeError(f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__}.")
+        raise TypeError(
+            f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__} "
+            "(flow_invert inverts on transformers)."
+        )
     if is_style_aligned(without_compilation(pipe.unet)):
         raise RuntimeError("Make references before the style_aligned block: inside it, images share attention.")
     if (image is None) == (latents is None):

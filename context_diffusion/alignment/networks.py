@@ -6,15 +6,17 @@ Everything else is the same for all of them: :mod:`.hooks` watches the layers, :
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..guidance import without_compilation
 from .positions import Rotary
 
 Given = dict[str, Any]  # the arguments of a network's call, by name
+LENGTH = ".length"  # of the rows of a list that is kept as one padded tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Architecture:
         time: the scheduler's time step, from the argument.
         separate: whether pipelines run its branches of guidance in calls of their own, instead of stacking them.
         per_image: the other arguments that have a row for each image.
+        argument: the time step as the network is told it, from the scheduler's.
+        sign: of the velocity in what the network returns.
+        told_guidance: whether the network is told a scale of guidance (those distilled to need no second branch).
+        one_branch: options with which a pipeline runs the branch with the prompt alone.
+        pack: latents as the network wants them, from those of the VAE; ``video`` VAEs take frames.
     """
 
     part: str
@@ -52,6 +59,24 @@ class Architecture:
     time: Callable[[float], float] = float
     separate: bool = False
     per_image: tuple[str, ...] = ()
+    argument: Callable[[float], float] = float
+    sign: float = 1.0
+    told_guidance: bool = False
+    one_branch: Given = field(default_factory=dict)
+    pack: Callable[[Any, Tensor], Tensor] = lambda pipe, latents: latents
+    video: bool = False
+
+    def rows(self, latents: Tensor) -> Tensor | list[Tensor]:
+        """Latents as the network takes them: one tensor, or a list of pictures of one frame."""
+        return list(latents.unsqueeze(2).unbind()) if self.sample == "x" else latents
+
+    def called(self, network: nn.Module, latents: Tensor, timestep: Tensor, given: Given) -> Tensor:
+        """The velocity of latents, with everything else that the network is given."""
+        device = latents.device
+        on_device = {name: _moved(value, device) for name, value in given.items()}
+        rows = {self.sample: self.rows(latents.to(network.dtype)), self.timestep: timestep.expand(len(latents))}
+        found = network(**on_device, **rows, return_dict=False)[0]
+        return self.sign * (torch.stack(found).squeeze(2) if isinstance(found, list) else found)
 
     def scheduler_time(self, given: Given, scheduler) -> float:
         """The scheduler's time step of a call: of what was converted and rounded on its way, the nearest."""
@@ -71,6 +96,37 @@ def by_name(network: nn.Module, args: tuple, kwargs: dict) -> Given:
     """All arguments of a network's call by name."""
     names = list(inspect.signature(type(network).forward).parameters)[1:]
     return dict(zip(names, args, strict=False)) | kwargs
+
+
+def arguments_of(embeddings: dict[str, Tensor], shared: Given, branches: Sequence[str]) -> Given:
+    """What a transformer is given for references, their rows once for each branch; padded rows become lists again."""
+    missing = [branch for branch in branches if not any(name.startswith(f"{branch}.") for name in embeddings)]
+    if missing:
+        raise ValueError(f"The trajectory has no text for the guidance branch {missing[0]!r}; make it from prompts.")
+    told: Given = dict(shared)
+    for name in dict.fromkeys(key.partition(".")[2] for key in embeddings if not key.endswith(LENGTH)):
+        parts = [embeddings[f"{branch}.{name}"] for branch in branches]
+        lengths = [embeddings.get(f"{branch}.{name}{LENGTH}") for branch in branches]
+        if lengths[0] is None:
+            told[name] = torch.cat(parts)
+        else:
+            told[name] = [
+                row[:length]
+                for rows, of_rows in zip(parts, lengths, strict=True)
+                for row, length in zip(rows, of_rows.tolist(), strict=True)
+            ]
+    return told
+
+
+def rows_of(value: Tensor | list, name: str) -> dict[str, Tensor]:
+    """An argument with a row for each image as tensors: a list of rows of several lengths is padded."""
+    if isinstance(value, Tensor):
+        return {name: value.cpu()}
+    lengths = torch.tensor([len(row) for row in value])
+    return {
+        name: torch.nn.utils.rnn.pad_sequence([row.cpu() for row in value], batch_first=True),
+        name + LENGTH: lengths,
+    }
 
 
 def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
@@ -130,6 +186,19 @@ def _grid_of_list(network: nn.Module, given: Given) -> tuple[int, int]:
     return tuple(side // patch for side in given["x"][0].shape[-2:])
 
 
+def _packed_for_flux2(pipe, latents: Tensor) -> Tensor:
+    """Patches of 2 x 2 as channels, normalized by the statistics that the VAE keeps, then as a sequence."""
+    patches, norm = pipe._patchify_latents(latents), pipe.vae.bn
+    mean, var = (x.view(1, -1, 1, 1).to(patches) for x in (norm.running_mean, norm.running_var))
+    return pipe._pack_latents((patches - mean) / (var + pipe.vae.config.batch_norm_eps).sqrt())
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_moved(each, device) for each in value]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 UNET = Architecture(
     part="unet",
     sample="sample",
@@ -155,12 +224,16 @@ FLUX = Architecture(
     time=lambda t: 1000 * t,
     separate=True,
     per_image=("encoder_hidden_states", "pooled_projections", "guidance"),
+    argument=lambda t: t / 1000,
+    told_guidance=True,
+    pack=lambda pipe, latents: pipe._pack_latents(latents, *latents.shape),
 )
 FLUX2 = replace(
     FLUX,
     processors=frozenset({"Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor"}),
     residuals=(),
     per_image=("encoder_hidden_states", "guidance", "img_ids", "txt_ids"),
+    pack=_packed_for_flux2,
 )
 SD3 = Architecture(
     part="transformer",
@@ -172,6 +245,7 @@ SD3 = Architecture(
     grid=_grid_of_latents,
     image_first=True,
     per_image=("encoder_hidden_states", "pooled_projections"),
+    one_branch={"guidance_scale": 1.0},
 )
 QWEN = Architecture(
     part="transformer",
@@ -185,7 +259,11 @@ QWEN = Architecture(
     centred=True,
     time=lambda t: 1000 * t,
     separate=True,
-    per_image=("encoder_hidden_states", "encoder_hidden_states_mask", "guidance", "img_shapes"),
+    per_image=("encoder_hidden_states", "encoder_hidden_states_mask", "guidance"),
+    argument=lambda t: t / 1000,
+    one_branch={"true_cfg_scale": 1.0},
+    pack=lambda pipe, latents: pipe._pack_latents(latents, *latents.shape[:2], *latents.shape[-2:]),
+    video=True,
 )
 Z_IMAGE = Architecture(
     part="transformer",
@@ -200,6 +278,9 @@ Z_IMAGE = Architecture(
     rotary=rotary_of,
     time=lambda t: 1000 * (1 - t),
     per_image=("cap_feats",),
+    argument=lambda t: 1 - t / 1000,
+    sign=-1.0,
+    one_branch={"guidance_scale": 0.0},  # its guidance begins at 0, not at 1
 )
 TRANSFORMERS = {
     "FluxTransformer2DModel": FLUX,

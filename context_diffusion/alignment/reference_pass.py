@@ -12,10 +12,11 @@ from torch.utils.weak import WeakIdRef
 
 from ..latents import alpha_at, conditions
 from .hooks import RUNNING, Call, Kept, ReferenceDone
-from .networks import Given
+from .networks import Architecture, Given, arguments_of
 from .trajectory import Trajectory
 
 Layers = dict[str, Kept]
+LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 Shelf = dict[tuple, Layers]  # what a cache keeps for one owner, by step
 
 
@@ -28,13 +29,24 @@ class ReferencePass:
     """
 
     def __init__(
-        self, network: nn.Module, trajectory: Trajectory, layers: tuple[str, ...], cache, queries: tuple[str, ...] = ()
+        self,
+        network: nn.Module,
+        architecture: Architecture,
+        trajectory: Trajectory,
+        layers: tuple[str, ...],
+        cache,
+        queries: tuple[str, ...] = (),
     ):
-        self.network, self.trajectory, self.layers, self.cache = network, trajectory, layers, cache
+        self.network, self.architecture, self.trajectory = network, architecture, trajectory
+        self.layers, self.cache = layers, cache
         self.queries = queries  # the layers that keep queries too: a cache without them is of no use to this pass
         self.owner = trajectory.digest() if cache is not None else ""
         norms_too = any(isinstance(network.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
+        if architecture.grid is not None:
+            told = arguments_of(trajectory.embeddings, trajectory.shared, ("cond",))
+            rows = architecture.rows(trajectory.latents[0])
+            self.grid = architecture.grid(network, told | {architecture.sample: rows})
 
     def __call__(
         self, call: Call, given: Given, time: float, branches: Sequence[str], scheduler, interpolates: bool
@@ -44,41 +56,29 @@ class ReferencePass:
         ``time`` is the scheduler's time step; ``scheduler`` is that of the running pipeline: its steps, and its noise
         levels for interpolation.
         """
-        sample, timestep = given["sample"], given["timestep"]
+        sample = given[self.architecture.sample][0]
         condition = given.get("timestep_cond")  # the guidance scale, in models distilled to be told it
-        scale = (given.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA; everything else is the caller's
+        scale = lora_scale(given)
         told = None if condition is None else tuple(condition[0].tolist())
         cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
         key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries)
+        call.grid = self.grid if self.architecture.grid is not None else None
         if self.cache is not None:
             shelf = self.cache.shelf(self.network, self.owner)
             if key in shelf:
                 return _moved(shelf[key], sample.device)
-        alpha = alpha_at(scheduler, time) if interpolates else None
-        latents = self.trajectory.at(time, alpha).to(sample)
-        texts, added = conditions(self.trajectory.embeddings, branches, like=sample)
-        if has_ip_adapter(self.network):  # which wants pictures, and will say nothing
-            pictures = given["added_cond_kwargs"]["image_embeds"]
-            pictures = [pictures.unsqueeze(1)] if isinstance(pictures, Tensor) else pictures
-            added = (added or {}) | {
-                "image_embeds": [each[:1].expand(len(texts), *each.shape[1:]) for each in pictures]
-            }
+        latents = self.trajectory.at(time, alpha_at(scheduler, time) if interpolates else None).to(sample)
+        rows = repeat(latents, "references ... -> (branches references) ...", branches=len(branches))
         streams = any(
             hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.network.modules()
         )
         whole = streams or scale not in (None, 1)  # a scaled LoRA is unscaled at the end
         call.phase, call.last_layer = "reference", "" if whole else self.last_layer
         try:
-            with silent_adapters(self.network, call):
-                self.network(
-                    repeat(latents, "references ... -> (branches references) ...", branches=len(branches)),
-                    timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
-                    encoder_hidden_states=texts,
-                    timestep_cond=None if condition is None else condition[:1].expand(len(texts), -1),
-                    cross_attention_kwargs=None if scale is None else {"scale": scale},
-                    added_cond_kwargs=added,
-                    return_dict=False,
-                )
+            if self.architecture.grid is None:
+                self._run_unet(call, rows, given, branches, scale)
+            else:
+                self._run_transformer(rows, given, branches, scale)
         except ReferenceDone:
             pass
         finally:
@@ -86,6 +86,37 @@ class ReferencePass:
         if self.cache is not None:
             self.cache.put(shelf, key, call.kept, steps=len(scheduler.timesteps))
         return call.kept
+
+    def _run_unet(self, call: Call, rows: Tensor, given: Given, branches: Sequence[str], scale: float | None) -> None:
+        texts, added = conditions(self.trajectory.embeddings, branches, like=rows)
+        if has_ip_adapter(self.network):  # which wants pictures, and will say nothing
+            pictures = given["added_cond_kwargs"]["image_embeds"]
+            pictures = [pictures.unsqueeze(1)] if isinstance(pictures, Tensor) else pictures
+            added = (added or {}) | {
+                "image_embeds": [each[:1].expand(len(texts), *each.shape[1:]) for each in pictures]
+            }
+        timestep, condition = given["timestep"], given.get("timestep_cond")
+        with silent_adapters(self.network, call):
+            self.network(
+                rows,
+                timestep if not isinstance(timestep, Tensor) else timestep.flatten()[0],
+                encoder_hidden_states=texts,
+                timestep_cond=None if condition is None else condition[:1].expand(len(texts), -1),
+                cross_attention_kwargs=None if scale is None else {"scale": scale},
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
+
+    def _run_transformer(self, rows: Tensor, given: Given, branches: Sequence[str], scale: float | None) -> None:
+        told = arguments_of(self.trajectory.embeddings, self.trajectory.shared, branches)
+        if scale is not None:
+            told |= {name: {"scale": scale} for name in LORA_SCALES if name in given}
+        self.architecture.called(self.network, rows, given[self.architecture.timestep].flatten()[:1], told)
+
+
+def lora_scale(given: Given) -> float | None:
+    """The scale of a LoRA in a call's arguments; everything else there is the caller's."""
+    return next((given[name]["scale"] for name in LORA_SCALES if "scale" in (given.get(name) or {})), None)
 
 
 def state_of(network: nn.Module) -> tuple:

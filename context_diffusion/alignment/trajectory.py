@@ -10,12 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..files import written_whole
+from ..guidance import without_compilation
 from ..latents import alpha_at
 
 FORMAT = "context_diffusion.trajectory/1"
@@ -27,6 +29,7 @@ FACTS = {  # saved with the tensors, and their types in JSON
     "model": dict,
     "method": str,
     "seed": int | None,
+    "shared": dict,
 }
 TENSORS = ("latents", "timesteps", "alphas")
 
@@ -40,10 +43,13 @@ class Trajectory:
     ``guidance_scale``, ``fixed_point_iterations`` and ``seed`` are what it was made with.
     ``alphas`` are ``alpha_bar`` at each level (1 is clean, 0 pure noise); ``embeddings`` hold the text of each
     guidance branch ("cond", "uncond"; SDXL adds "pooled_cond", "pooled_uncond", "time_ids"), one row per reference;
-    ``model`` is what :func:`describe_model` says of the pipeline that made it.
+    ``model`` is what :func:`describe_model` says of the pipeline that made it. In a transformer's trajectory
+    ("flow inversion", or "added noise") the embeddings are called by branch and argument, such as
+    "cond.encoder_hidden_states", ``shared`` holds arguments that all references have in common, and ``alphas`` are the
+    signal's share of the power, ``(1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``.
     """
 
-    latents: Float[Tensor, "levels references channels height width"]
+    latents: Float[Tensor, "levels references *latent"]
     timesteps: Float[Tensor, " steps"]
     alphas: Float[Tensor, " levels"]
     embeddings: dict[str, Tensor]
@@ -54,6 +60,7 @@ class Trajectory:
     model: dict = field(default_factory=dict)
     method: str = "ddim inversion"
     seed: int | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` unless the parts fit together and are finite."""
@@ -80,12 +87,12 @@ class Trajectory:
         return len(self.timesteps)
 
     @property
-    def noise(self) -> Float[Tensor, "references channels height width"]:
+    def noise(self) -> Float[Tensor, "references *latent"]:  # noqa: F821
         """Level 0: sampling from it with the same prompt and guidance draws the reference again."""
         return self.latents[0]
 
     @property
-    def clean(self) -> Float[Tensor, "references channels height width"]:
+    def clean(self) -> Float[Tensor, "references *latent"]:  # noqa: F821
         """The last level: the encoded pictures."""
         return self.latents[-1]
 
@@ -113,6 +120,9 @@ class Trajectory:
             raise ValueError(
                 "References used together visit the same time steps; these were made with different schedulers."
             )
+        shapes = [{name: rows.shape[1:] for name, rows in each.embeddings.items()} for each in trajectories]
+        if any(each != shapes[0] for each in shapes) or any(not _alike(each.shared, first.shared) for each in others):
+            raise ValueError("The texts of these references have several lengths; make the references in one call.")
         for other in others:
             _compare_models(other.model, first.model)
         if not others:
@@ -125,7 +135,7 @@ class Trajectory:
             prompts=sum((trajectory.prompts for trajectory in trajectories), ()),
         )
 
-    def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references channels height width"]:
+    def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references *latent"]:  # noqa: F821
         """The latents at the time step whose value is ``timestep``.
 
         If the step's ``alpha_bar`` is given as ``alpha``, a step in between is interpolated: on a segment of the
@@ -152,8 +162,10 @@ class Trajectory:
     def check(self, pipe) -> None:
         """Raise ``ValueError`` unless this was made with the pipeline's model and noise schedule."""
         _compare_models(self.model, describe_model(pipe))
-        if "cond" not in self.embeddings:
+        if not any(name.partition(".")[0] == "cond" for name in self.embeddings):
             raise ValueError('The trajectory holds no text for the branch with the prompt ("cond"); make it again.')
+        if getattr(pipe, "unet", None) is None:
+            return  # a flow's levels are its time steps, which are compared as they are met
         products = getattr(pipe.scheduler, "alphas_cumprod", None)
         if products is None:
             raise ValueError(
@@ -168,7 +180,8 @@ class Trajectory:
 
     def digest(self) -> str:
         """A short name for the latents, time steps and text, by their values."""
-        parts = (self.latents, self.timesteps, *self.embeddings.values())
+        common = (value for value in self.shared.values() if isinstance(value, Tensor))
+        parts = (self.latents, self.timesteps, *self.embeddings.values(), *common)
         digest = hashlib.blake2b()
         for part in parts:
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -181,7 +194,9 @@ class Trajectory:
         path = Path(path)
         tensors = {"latents": self.latents, "timesteps": self.timesteps, "alphas": self.alphas}
         tensors |= {f"embeddings.{name}": rows for name, rows in self.embeddings.items()}
+        tensors |= {f"shared.{name}": value for name, value in self.shared.items() if isinstance(value, Tensor)}
         facts = {name: getattr(self, name) for name in FACTS}
+        facts["shared"] = {name: value for name, value in self.shared.items() if not isinstance(value, Tensor)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with written_whole(path) as temporary:
             save_file(contiguous, temporary, metadata={"format": FORMAT, "made": json.dumps(facts)})
@@ -211,6 +226,8 @@ class Trajectory:
             if wrong:
                 raise TypeError(f"its {wrong[0]} is {facts[wrong[0]]!r}")
             facts["prompts"] = tuple(facts["prompts"])
+            common = {name[7:]: tensors.pop(name) for name in list(tensors) if name.startswith("shared.")}
+            facts["shared"] = facts.get("shared", {}) | common
             return Trajectory(**tensors, embeddings=embeddings, **facts)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is a damaged trajectory ({error}); make the reference again.") from error
@@ -218,16 +235,25 @@ class Trajectory:
 
 def describe_model(pipe) -> dict:
     """What distinguishes one denoiser from another: its shape, what it predicts, and sixteen of its weights."""
-    config = pipe.unet.config
-    weight = pipe.unet.conv_in.weight
+    unet = getattr(pipe, "unet", None)
+    network = pipe.transformer if unet is None else unet
+    weight = next(network.parameters()) if unet is None else unet.conv_in.weight
     sampled = [] if weight.is_meta else weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16].float().tolist()
-    return {
-        "in_channels": config.in_channels,
-        "block_out_channels": list(config.block_out_channels),
-        "cross_attention_dim": config.cross_attention_dim,
+    facts = {"in_channels": network.config.in_channels, "weights": sampled}
+    if unet is None:
+        return facts | {"class": type(without_compilation(network)).__name__}
+    return facts | {
+        "block_out_channels": list(unet.config.block_out_channels),
+        "cross_attention_dim": unet.config.cross_attention_dim,
         "prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
-        "weights": sampled,
     }
+
+
+def _alike(one: dict, other: dict) -> bool:
+    """Whether the arguments that references have in common are the same."""
+    same = {name: torch.equal(x, y) if isinstance(x := one[name], Tensor) and isinstance(y := other.get(name), Tensor)
+            else x == other.get(name) for name in one}  # fmt: skip
+    return one.keys() == other.keys() and all(same.values())
 
 
 def _compare_models(made_by: dict, used_with: dict) -> None:
