@@ -7,22 +7,28 @@ Every function that takes an image accepts a path, a PIL image, a uint8 or float
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from .checks import LIMITS, check_list
-from .files import written_whole
+from .checks import LIMITS, check_choice, check_count, check_list, plain, reason, shown
+from .files import as_path, check_output, shown_path, written_whole
 from .reading import MAX_PIXELS, read_image
+from .signatures import checked
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Fit = Literal["crop", "stretch", "pad"]
 
+# What Pillow writes in 24-bit colour and in the picture's own size (icons are shrunk).
+FORMATS = {
+    "PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "MPO", "QOI", "PPM", "TGA", "PCX", "SGI",
+    "IM", "DDS", "PDF", "EPS",
+}  # fmt: skip
 MIN_STD = 1 / 255  # one grey level: any lower contrast is quantization noise, and is not amplified
 
 
@@ -37,7 +43,8 @@ class NormalizedImage(Tensor):
     statistics: Tensor
 
     @staticmethod
-    def build(values: Tensor, statistics: Tensor) -> "NormalizedImage":
+    @checked
+    def build(values: Float[Tensor, "3 height width"], statistics: Float[Tensor, "6"]) -> "NormalizedImage":
         """Attach ``statistics`` (6,) to ``values`` (3, h, w) that are already normalized."""
         image = torch.Tensor._make_subclass(NormalizedImage, values.detach().contiguous())
         image.statistics = statistics.detach().clone()
@@ -56,10 +63,11 @@ class NormalizedImage(Tensor):
 
 
 def load_image(source: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a ``source``, any kind of image, as 8-bit RGB in PIL: upright, first frame only, transparency over white.
+    """Read a ``source``, any kind of image, as 8-bit RGB in PIL: upright, in sRGB, transparency over white.
 
-    Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` with one sentence that says what to do; an image of
-    more than ``max_pixels`` is refused.
+    Of an animated file this is the first frame, of an open animation the frame it is at. An image of more than
+    ``max_pixels`` is refused. Raises ``FileNotFoundError``, ``ValueError`` or ``TypeError`` with one sentence that says
+    what to do.
 
     >>> load_image(np.zeros((4, 6), dtype=np.uint8)).size
     (6, 4)
@@ -85,12 +93,12 @@ def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> 
     """Bring an image to ``size`` pixels (one side of a square, or width and height).
 
     ``fit="crop"`` keeps the proportions and cuts off what protrudes, centred (as CLIP does); ``"stretch"`` keeps
-    everything and distorts it; ``"pad"`` keeps everything, undistorted, and fills up with white.
+    everything and distorts it; ``"pad"`` keeps everything, undistorted, and fills up with white. Raises ``TypeError``
+    or ``ValueError`` for another size or fit, and what :func:`load_image` raises.
     """
+    width, height = _sides(size)
+    check_choice("fit", fit, get_args(Fit))
     picture = load_image(image)
-    width, height = (size, size) if isinstance(size, int) else size
-    if min(width, height) < 1:
-        raise ValueError(f"An image needs at least 1x1 pixels; the size asked for is {width}x{height}.")
     if picture.size == (width, height):
         return picture
     if fit == "stretch":
@@ -102,8 +110,6 @@ def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> 
         small = picture.resize(inner, Image.Resampling.LANCZOS)
         canvas.paste(small, ((width - inner[0]) // 2, (height - inner[1]) // 2))
         return canvas
-    if fit != "crop":
-        raise ValueError(f"fit is 'crop', 'stretch' or 'pad', not {fit!r}.")
     half_w, half_h = width / max(ratios) / 2, height / max(ratios) / 2
     centre_x, centre_y = picture.width / 2, picture.height / 2
     box = (
@@ -115,12 +121,24 @@ def resize(image: ImageLike, size: int | tuple[int, int], fit: Fit = "crop") -> 
     return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
+def _sides(size: object) -> tuple[int, int]:
+    """Take a size as width and height, of which a picture can be made."""
+    given = plain(size)
+    sides = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given, given]
+    if len(sides) != 2:
+        raise ValueError(f"size is one side of a square, or width and height; got {shown(size)}.")
+    width, height = (check_count("a side of size", side, MAX_PIXELS) for side in sides)
+    check_count("width times height", width * height, MAX_PIXELS)
+    return width, height
+
+
 def to_tensor(image: ImageLike) -> Float[Tensor, "3 height width"]:
     """Turn an image into a float32 tensor in [0, 1], channels first."""
     array = np.array(load_image(image), dtype=np.float32) / 255
     return rearrange(torch.from_numpy(array), "height width rgb -> rgb height width").contiguous()
 
 
+@checked
 def to_pil(values: Float[Tensor, "3 height width"]) -> Image.Image:
     """Turn a tensor in [0, 1] into a PIL image; values outside are clipped, because sampling overshoots a little."""
     if not torch.isfinite(values).all():
@@ -129,6 +147,7 @@ def to_pil(values: Float[Tensor, "3 height width"]) -> Image.Image:
     return Image.fromarray(rearrange(array, "rgb height width -> height width rgb").cpu().numpy())
 
 
+@checked
 def dynamic_normalization(
     images: Float[Tensor, "*batch 3 height width"], per: Literal["channel", "image"] = "channel"
 ) -> tuple[Float[Tensor, "*batch 3 height width"], Float[Tensor, "*batch 6"]]:
@@ -142,8 +161,8 @@ def dynamic_normalization(
     >>> bool(values.mean().abs() < 1e-5), tuple(statistics.shape)
     (True, (2, 6))
     """
-    if per not in ("channel", "image"):
-        raise ValueError(f"per is 'channel' or 'image', not {per!r}.")
+    if not images.numel():
+        raise ValueError(f"Dynamic normalization needs pixels; this shape has none: {tuple(images.shape)}.")
     if not torch.isfinite(images).all():
         raise ValueError("Dynamic normalization needs finite pixels; these hold NaN or infinity.")
     over = (-2, -1) if per == "channel" else (-3, -2, -1)
@@ -155,6 +174,7 @@ def dynamic_normalization(
     return values, rearrange(both, "moments ... rgb 1 1 -> ... (moments rgb)")
 
 
+@checked
 def denormalize(
     values: Float[Tensor, "*batch 3 height width"], statistics: Float[Tensor, "*batch 6"] | None = None
 ) -> Float[Tensor, "*batch 3 height width"]:
@@ -164,7 +184,7 @@ def denormalize(
     image's palette over: adaptive instance normalization (AdaIN) on pixels.
     """
     if statistics is None:
-        if not isinstance(values, NormalizedImage):
+        if not isinstance(values, NormalizedImage) or not hasattr(values, "statistics"):
             raise ValueError(
                 "denormalize needs the statistics that normalization removed: pass them, or pass what "
                 "load_image_as_tensor returned (arithmetic on it gives a plain tensor without statistics)."
@@ -187,21 +207,27 @@ def load_image_as_tensor(source: ImageLike, size: int | tuple[int, int] = 224, f
 
 
 def image_grid(
-    images: Sequence[ImageLike], columns: int | None = None, *, gap: int = 2, background: str = "white"
+    images: ImageLike | Iterable[ImageLike],
+    columns: int | None = None,
+    *,
+    gap: int = 2,
+    background: str = "white",
 ) -> Image.Image:
     """Put images into one, row by row, ``gap`` pixels of the colour ``background`` apart; the first sets the cell size.
 
-    Without ``columns``, a row holds all images, at most 8.
+    Without ``columns``, a row holds all images, at most 8. Raises ``ValueError`` or ``TypeError`` for an empty list and
+    for what is no number or colour.
     """
-    if not len(images):
+    pictures = [load_image(image) for image in listed(images)]
+    if not pictures:
         raise ValueError("An image grid needs at least one image; the list is empty.")
-    columns = min(len(images), 8) if columns is None else columns
-    if columns < 1 or gap < 0:
-        raise ValueError(f"A grid needs at least one column and a gap of 0 or more; got {columns} and {gap}.")
-    pictures = [load_image(image) for image in images]
+    columns = min(len(pictures), 8) if columns is None else check_count("columns", columns, LIMITS["images"])
+    gap, fill = check_count("gap", gap, LIMITS["width"], low=0), _colour(background)
+    width, height = (side + gap for side in pictures[0].size)
+    check_count("the number of pixels of the grid", width * columns * height * -(-len(pictures) // columns), MAX_PIXELS)
     edge = (0, 0, gap, gap)  # each cell brings the gap to its right and below it
-    cells = [ImageOps.expand(resize(picture, pictures[0].size, "pad"), edge, background) for picture in pictures]
-    cells += [Image.new("RGB", cells[0].size, background)] * (-len(cells) % columns)
+    cells = [ImageOps.expand(resize(picture, pictures[0].size, "pad"), edge, fill) for picture in pictures]
+    cells += [Image.new("RGB", cells[0].size, fill)] * (-len(cells) % columns)
     sheet = Image.fromarray(
         rearrange(
             np.stack([np.asarray(cell) for cell in cells]),
@@ -212,16 +238,41 @@ def image_grid(
     return sheet.crop((0, 0, sheet.width - gap, sheet.height - gap))
 
 
+def _colour(name: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except Exception as error:
+        raise ValueError(f"A colour is a name or #rrggbb, such as 'white' or '#1f6f8b'; got {shown(name)}.") from error
+
+
 def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
     """Write an image under a temporary name, then rename it, so an interrupted run leaves nothing half-written.
 
     The suffix of ``path`` decides the format; ``options`` go to ``PIL.Image.save`` (``quality=90``, ``pnginfo=...``).
-    Returns the path; raises ``ValueError`` for a suffix that names no image format.
+    Returns the path; raises ``ValueError`` for one that cannot be written (:func:`check_picture_path`) or for options
+    that the format does not know, ``OSError`` if the disk is full.
     """
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"The suffix of {path.name!r} names no image format; use .png, .jpg or .webp.")
+    target = _picture_path(path, "The output")
     picture = load_image(image)
-    with written_whole(path) as temporary:
-        picture.save(temporary, **options)
-    return path
+    with written_whole(target) as temporary:
+        try:
+            picture.save(temporary, **options)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:  # of the disk, not of the encoder
+                raise
+            given = f" with {shown(options)}" if options else ""
+            raise ValueError(f"{shown_path(target)} cannot be encoded{given}: {reason(error)}.") from error
+    return target
+
+
+def check_picture_path(path: object, what: str = "The output") -> Path:
+    """Return the path of a picture that can be written, or say why not: its suffix, or :func:`files.check_output`."""
+    return check_output(_picture_path(path, what), what=what)
+
+
+def _picture_path(path: object, what: str) -> Path:
+    target = as_path(path, what)
+    if Image.registered_extensions().get(target.suffix.lower()) not in FORMATS:
+        name = shown_path(target.name)
+        raise ValueError(f"The suffix of {name!r} names no image format that can be written; use .png, .jpg or .webp.")
+    return target

@@ -13,6 +13,7 @@ from PIL import Image
 
 from context_diffusion.files import written_whole
 from context_diffusion.images import (
+    FORMATS,
     MIN_STD,
     NormalizedImage,
     denormalize,
@@ -329,3 +330,60 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert target.read_text() == "first"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_every_format_that_is_offered_is_written_in_colour_and_in_size(tmp_path):
+    written = {}
+    for suffix, kind in Image.registered_extensions().items():
+        try:
+            path = save_image(gradient(), tmp_path / f"a{suffix}")
+        except ValueError as error:
+            assert kind not in FORMATS and "names no image format that can be written" in str(error)
+        else:
+            written[kind] = path
+    assert set(written) == FORMATS
+    for kind in FORMATS - {"PDF", "EPS"}:  # which are not read back
+        assert load_image(written[kind]).size == (40, 30), kind
+    with pytest.raises(ValueError, match="names no image format that can be written"):
+        save_image(gradient(), tmp_path / "a.psd")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: resize(gradient(), 0), "a side of size"),
+        (lambda: resize.__wrapped__(gradient(), (4, 5, 6)), "width and height"),
+        (lambda: resize(gradient(), (20_000, 20_000)), "width times height"),
+        (lambda: resize.__wrapped__(gradient(), 8, fit="cropp"), "did you mean 'crop'"),
+        (lambda: image_grid([gradient()], columns=0), "columns"),
+        (lambda: image_grid([gradient()], gap=10**9), "gap"),
+        (lambda: image_grid([gradient()], columns=90_000), "pixels of the grid"),
+        (lambda: image_grid([gradient()], background="blueish"), "A colour is"),
+        (lambda: save_image(gradient(), "a.jpg", quality="best"), "a.jpg cannot be encoded"),
+        (lambda: save_image(Image.new("RGB", (20_000, 1)), "a.webp"), "a.webp cannot be encoded"),
+        (lambda: save_image("missing.png", "a.png"), "no image file"),
+        (lambda: dynamic_normalization(torch.zeros(2, 3, 0, 0)), "needs pixels"),
+        (lambda: denormalize(torch.zeros(3, 4, 4)), "needs the statistics"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, call, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_takes_one_image_a_batch_or_any_iterable():
+    batch = torch.rand(3, 3, 4, 5)
+    expected = np.asarray(image_grid(list(batch)))
+    for images in (batch, iter(batch), tuple(batch)):
+        np.testing.assert_array_equal(np.asarray(image_grid(images)), expected)
+    assert image_grid(gradient()).size == (40, 30)
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1)])
+def test_the_narrowest_picture_is_read_resized_and_framed(shape):
+    strip = np.zeros((*shape, 3), np.uint8)
+    assert load_image(strip).size == shape[::-1]
+    for fit in ("crop", "stretch", "pad"):
+        assert resize(strip, 32, fit).size == (32, 32)
