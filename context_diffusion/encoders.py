@@ -4,6 +4,7 @@ The average of several context pictures' vectors is one vector for the style the
 contextual embeddings").
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -78,14 +79,27 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Encode sentences in the space of the pictures; a sentence longer than the model reads is cut."""
+        """Encode sentences in the space of the pictures; one longer than the model reads is cut, with a warning."""
         if self.tokenizer is None:
             raise TypeError(f"{self.name!r} encodes pictures only; for text take 'clip' or 'siglip'.")
         texts = check_texts("a sentence", texts)
         length = self.network.config.text_config.max_position_embeddings
+        for text in texts:
+            warn_if_cut(text, self.tokenizer, "sentence", length, stacklevel=4)
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids = tokens["input_ids"].to(self.network.device)  # no mask: CLIP looks back only, SigLIP was trained without
         return check_finite("An embedding", features(self.network.get_text_features(input_ids=ids)))
+
+
+def warn_if_cut(text: str, tokenizer, name: str = "prompt", most: int | None = None, *, stacklevel: int = 2) -> None:
+    """Warn with the words that a text encoder of fixed length, by default the tokenizer's, will not see."""
+    most = tokenizer.model_max_length if most is None else most
+    ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    if len(ids) > most:
+        cut = tokenizer.decode(ids[most - 1 : -1])
+        warnings.warn(
+            f"The {name} is longer than the text encoder's {most} tokens; this is cut: {cut!r}", stacklevel=stacklevel
+        )
 
 
 def features(output) -> Float[Tensor, "batch dim"]:

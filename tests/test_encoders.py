@@ -40,7 +40,17 @@ def test_clip_text_is_padded_as_the_text_encoder_was_trained():
     with torch.no_grad():
         expected = network.get_text_features(**tokens).pooler_output  # with its mask, which changes nothing
     torch.testing.assert_close(encoder.encode_text("a red house"), expected)
-    assert encoder.encode_text(["a cat " * 40, "a boat"]).shape == expected.repeat(2, 1).shape
+    with pytest.warns(UserWarning, match="this is cut"):
+        assert encoder.encode_text(["a cat " * 40, "a boat"]).shape == expected.repeat(2, 1).shape
+
+
+def test_text_beyond_the_encoders_length_is_cut_with_a_warning():
+    encoder = load_encoder("clip", scenes_folder())
+    length = encoder.network.config.text_config.max_position_embeddings
+    full = "cat " * (length - 2)
+    with pytest.warns(UserWarning, match=f"sentence is longer than the text encoder's {length} tokens; .*'red boat'"):
+        cut = encoder.encode_text([full + "red boat"])
+    torch.testing.assert_close(cut, encoder.encode_text(full))
 
 
 def test_dino_vector_is_the_class_token():

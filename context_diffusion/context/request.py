@@ -1,6 +1,5 @@
 """What a caller asks for, and the one place that checks it: every fault is told before any work starts."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
@@ -11,6 +10,7 @@ from PIL import Image
 from ..checkpoints import Model, find_part
 from ..checks import LIMITS, check_choice, check_count, check_list, check_number, check_text, normalized_weights, shown
 from ..control import CONTROLS, LAYOUTS
+from ..encoders import warn_if_cut
 from ..fusion import FusedPrompt, Source, fuse_prompts
 from ..images import ImageLike, listed, load_image
 from ..latents import picture_size
@@ -109,7 +109,7 @@ def check_request(request: Request, pipe, model: Model, *, contexts_start: bool 
     query = None if request.query_image is None else load_image(request.query_image)
     contexts = [load_image(image) for image in given]
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
-        warn_if_cut(text, pipe.tokenizer, name)
+        warn_if_cut(text, pipe.tokenizer, name, stacklevel=5)
     return CheckedRequest(
         query, contexts, weights, prompt, negative, layout, control_scale, strength, steps, scale, seed, generator, size
     )
@@ -177,17 +177,6 @@ def image_seeds(seed: int | None, generator: torch.Generator | None, count: int)
         generator = torch.Generator()
         generator.seed()
     return torch.randint(2**31, (count,), generator=generator, device=generator.device).tolist()
-
-
-def warn_if_cut(prompt: str, tokenizer, name: str = "prompt") -> None:
-    """Warn with the words that a text encoder of fixed length will not see."""
-    ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-    if len(ids) > tokenizer.model_max_length:
-        cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-        warnings.warn(
-            f"The {name} is longer than the text encoder's {tokenizer.model_max_length} tokens; this is cut: {cut!r}",
-            stacklevel=5,
-        )
 
 
 def check_scale(name: str, value: object) -> float:
