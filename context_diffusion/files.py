@@ -33,7 +33,7 @@ def as_path(path: object, what: str = "A path") -> Path:
     True
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"{what} is a text or a pathlib.Path, not {path!r:.80}.")
+        raise TypeError(f"{what} is a text or a pathlib.Path, not {' '.join(repr(path).split()):.80}.")
     text = os.fsdecode(path)
     if not text:
         raise ValueError(f"{what} is empty; name a file or a folder.")

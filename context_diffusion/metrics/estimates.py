@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from ..checks import check_count, plain, shown
+from ..checks import check_count, check_number, plain, shown
 from ..signatures import WHOLE, checked
 
 CONFIDENCE = 0.95
@@ -54,6 +54,7 @@ class Estimate:
         >>> print(Estimate(0.2, 0.3, -0.4, 0.8, 3).within(0))
         0.200 ± 0.300 [0.000, 0.800] (n=3)
         """
+        low, high = (_bound(name, bound) for name, bound in (("low", low), ("high", high)))
         ends = np.clip([self.low, self.high], low, high)  # NaN stays NaN
         return replace(self, low=float(ends[0]), high=float(ends[1]))
 
@@ -175,6 +176,15 @@ def _resampled_means(
         shape = (min(rows, resamples - start), size)
         means.append(values[generator.integers(0, size, shape)].mean(axis=1))
     return np.concatenate(means)
+
+
+def _bound(name: str, value: object) -> float:
+    """A number that may be infinite."""
+    return (
+        plain(value)
+        if isinstance(plain(value), float) and math.isinf(plain(value))
+        else check_number(name, value, -math.inf)
+    )
 
 
 def _zero_or_one(number: int, event: object) -> float:
