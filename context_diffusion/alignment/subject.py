@@ -6,6 +6,7 @@ that targets look at the rest.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,16 +25,18 @@ from .trajectory import Trajectory
 
 Mask = Bool[Tensor, "references height width"]
 Map = Float[Tensor, "references height width"]
+PLACES = 64  # a coarser layer no longer says where something is
 
 
 def subject_mask(
-    pipe, trajectory: Trajectory, subject: str | Sequence[str], *, layers: str | Sequence[str] = "mid_block"
+    pipe, trajectory: Trajectory, subject: str | Sequence[str], *, layers: str | Sequence[str] | None = None
 ) -> Mask:
     """Where the subject of each reference is: the higher of two means of :func:`subject_map`.
 
     ``subject`` is a word of the references' prompts, such as "cat", or one for each of the references in
     ``trajectory``, which ``pipe`` runs again, without guidance. ``layers`` are words from the names of the
-    cross-attention layers to look at, by default those of the bottleneck. The mask has the size of the latents; hand it
+    cross-attention layers to look at; by default they are the coarsest with at least 8 x 8 places, which in SD 1.5 and
+    SDXL are those of the bottleneck. The mask has the size of the latents; hand it
     to ``style_aligned`` as ``subject=``. Raises ``ValueError`` for a word that a prompt does not have.
     """
     return two_means(subject_map(pipe, trajectory, subject, layers=layers))
@@ -41,7 +44,7 @@ def subject_mask(
 
 @torch.no_grad()
 def subject_map(
-    pipe, trajectory: Trajectory, subject: str | Sequence[str], *, layers: str | Sequence[str] = "mid_block"
+    pipe, trajectory: Trajectory, subject: str | Sequence[str], *, layers: str | Sequence[str] | None = None
 ) -> Map:
     """The probability that each place gives to the subject's tokens, at the size of the latents.
 
@@ -54,21 +57,25 @@ def subject_map(
         raise ValueError(f"subject is one word or one per reference; got {len(words)} for {len(trajectory)}.")
     at = [subject_tokens(pipe.tokenizer, prompt, word) for prompt, word in zip(trajectory.prompts, words, strict=True)]
     layers_by_name = {n: m for n, m in unet.named_modules() if n.endswith("attn2") and hasattr(m, "processor")}
-    chosen = [layers_by_name[name] for name in choose_layers(list(layers_by_name), layers)]
-    (height, width), found = trajectory.latents.shape[-2:], []
+    names = list(layers_by_name) if layers is None else choose_layers(list(layers_by_name), layers)
+    (height, width), found = trajectory.latents.shape[-2:], defaultdict(list)
 
     def see(probabilities: Float[Tensor, "references heads places tokens"]) -> None:
-        rows, columns = token_grid(height, width, probabilities.shape[2])
+        places = probabilities.shape[2]
+        rows, columns = token_grid(height, width, places)
         of_subject = torch.stack([p[..., tokens].sum(-1) for p, tokens in zip(probabilities.mean(1), at, strict=True)])
         grid = rearrange(of_subject, "refs (rows columns) -> refs 1 rows columns", rows=rows, columns=columns)
-        found.append(F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)[:, 0].cpu())
+        sized = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+        found[places].append(sized.cpu())
 
     like = torch.empty((), dtype=unet.dtype, device=pipe._execution_device)
     texts, added = conditions(trajectory.embeddings, ("cond",), like)
-    with without_ip_adapter(unet), watched(chosen, see):
+    with without_ip_adapter(unet), watched([layers_by_name[name] for name in names], see):
         for latents, time in zip(trajectory.latents, trajectory.timesteps, strict=False):
             unet(latents.to(like), time.to(like.device), encoder_hidden_states=texts, added_cond_kwargs=added)
-    return torch.stack(found).mean(0)
+    enough = [places for places in found if places >= PLACES] or [max(found)]
+    seen = found[min(enough)] if layers is None else [each for maps in found.values() for each in maps]
+    return torch.stack(seen).mean(0)
 
 
 def subject_tokens(tokenizer, prompt: str, subject: str) -> list[int]:
