@@ -11,14 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoints import DEFAULT, find_model, find_part, load_part
+from .checks import check_path
 from .images import ImageLike, load_image, resize, to_tensor
+from .signatures import checked
 
 Control = Literal["canny", "depth"]  # maps that a ControlNet follows
 Layout = Literal["canny", "depth", "img2img"]  # how a query acts
 CONTROLS, LAYOUTS = get_args(Control), get_args(Layout)
+STEEPEST = 1530  # the largest |dx| + |dy| of 8-bit greys
+WIDEST_BLUR = 100  # pixels
+RATIO = 32  # of a picture's sides: a depth network of the hub halves the shorter one five times
 METRIC = ("zoedepth", "depth_pro", "prompt_depth_anything")  # networks that output metres, not nearness
 
 
+@checked
 def canny_map(
     image: ImageLike, low: float = 100, high: float = 200, *, blur: float = 0.0
 ) -> Float[Tensor, "height width"]:
@@ -27,27 +33,29 @@ def canny_map(
     ``low`` and ``high`` are the hysteresis thresholds on the gradient of 8-bit grey levels (OpenCV's |dx| + |dy| from
     3x3 Sobel filters, 0 to 1530): an edge starts above ``high`` and is followed down to ``low``. ``blur`` is the
     standard deviation, in pixels, of a Gaussian applied first: raise it if texture yields more edges than shape does.
-    Raises ``ValueError`` unless 0 <= low <= high and blur >= 0.
+    Raises ``ValueError`` unless 0 <= low <= high and 0 <= blur <= 100.
     """
     import cv2
 
-    if not 0 <= low <= high < float("inf"):
+    if not 0 <= low <= high:
         raise ValueError(f"Canny's thresholds need 0 <= low <= high; got low={low}, high={high}.")
-    if not 0 <= blur < float("inf"):
-        raise ValueError(f"blur is a standard deviation in pixels, 0 or more; got {blur}.")
+    if not 0 <= blur <= WIDEST_BLUR:
+        raise ValueError(f"blur is a standard deviation in pixels, from 0 to {WIDEST_BLUR}; got {blur}.")
     grey = np.asarray(load_image(image).convert("L"))
     if blur:
         grey = cv2.GaussianBlur(grey, (0, 0), blur)
-    return torch.from_numpy(cv2.Canny(grey, low, high).astype(np.float32) / 255)
+    return torch.from_numpy(cv2.Canny(grey, min(low, STEEPEST), min(high, STEEPEST)).astype(np.float32) / 255)
 
 
 class DepthEstimator:
     """A depth network (DPT, Depth Anything) with its preprocessing; call it with an image."""
 
+    @checked
     def __init__(self, network: torch.nn.Module, preprocess: Callable[[ImageLike], Float[Tensor, "3 h w"]]):
         self.network, self.preprocess = network, preprocess
 
     @classmethod
+    @checked
     def from_pretrained(cls, name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> "DepthEstimator":
         """Load the depth estimator of a model (by default the offline one), or one by its folder or repository id.
 
@@ -56,6 +64,7 @@ class DepthEstimator:
         """
         from transformers import AutoModelForDepthEstimation
 
+        name = check_path("name", name)
         folder = Path(name)
         if (folder / "config.json").is_file():
             location: str | None = str(folder)
@@ -91,6 +100,7 @@ class DepthEstimator:
         return stretch(full[0, 0].cpu())
 
 
+@checked
 def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT) -> Float[Tensor, "height width"]:
     """Estimate nearness in an ``image``, by default with the offline estimator: float32 in [0, 1], 1 is nearest.
 
@@ -102,8 +112,11 @@ def depth_map(image: ImageLike, estimator: DepthEstimator | str | Path = DEFAULT
     return estimator(image)
 
 
+@checked
 def stretch(values: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
     """Map the smallest value to 0 and the largest to 1; a constant map becomes zeros."""
+    if not values.numel():
+        raise ValueError("A depth map has at least one pixel; this one is empty.")
     low, high = values.min(), values.max()
     if not torch.isfinite(low + high):
         raise ValueError("A depth map must be finite; this one holds NaN or infinity.")
@@ -112,8 +125,13 @@ def stretch(values: Float[Tensor, "height width"]) -> Float[Tensor, "height widt
     return (values - low) / (high - low)
 
 
+@checked
 def control_image(control: Float[Tensor, "height width"]) -> Image.Image:
     """Turn a map in [0, 1] into the RGB picture that ControlNet pipelines take: edges are white, near is bright."""
+    if not control.numel() or not torch.isfinite(control).all():
+        raise ValueError(
+            "A control map holds finite numbers, at least one; this one is empty or holds NaN or infinity."
+        )
     grey = (control.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Image.fromarray(grey).convert("RGB")
 
@@ -128,4 +146,14 @@ def _preprocessing(location: str, network: torch.nn.Module) -> Callable[[ImageLi
     from transformers import AutoImageProcessor
 
     processor = load_part(AutoImageProcessor, location, dtype=None, backend="pil")
-    return lambda image: processor(load_image(image), return_tensors="pt")["pixel_values"][0]
+
+    def prepare(image: ImageLike) -> Float[Tensor, "3 h w"]:
+        picture = load_image(image)
+        if max(picture.size) > RATIO * min(picture.size):  # it would be enlarged before it is cut, or vanish
+            raise ValueError(
+                f"A depth network takes pictures whose longer side is at most {RATIO} times the shorter; this one has "
+                f"{picture.width}x{picture.height} pixels."
+            )
+        return processor(picture, return_tensors="pt")["pixel_values"][0]
+
+    return prepare
