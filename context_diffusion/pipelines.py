@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
@@ -225,16 +227,26 @@ def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetMo
     return network
 
 
+_scaled: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
+
+
 @contextmanager
 def kept_adapter_scale(unet: torch.nn.Module) -> Iterator[None]:
-    """Put the scales of a U-Net's IP-Adapters back at the end of the block: they are the user's."""
+    """Put the scales of a U-Net's IP-Adapters back at the end of the block: they are the user's.
+
+    They are the network's too, so threads that want scales of their own wait for each other.
+    """
     adapters = [module for module in unet.modules() if hasattr(module, "to_k_ip") and hasattr(module, "scale")]
-    scales = [list(adapter.scale) for adapter in adapters]
-    try:
+    if not adapters:
         yield
-    finally:
-        for adapter, scale in zip(adapters, scales, strict=True):
-            adapter.scale[:] = scale
+        return
+    with _scaled.setdefault(unet, RLock()):
+        scales = [list(adapter.scale) for adapter in adapters]
+        try:
+            yield
+        finally:
+            for adapter, scale in zip(adapters, scales, strict=True):
+                adapter.scale[:] = scale
 
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:

@@ -147,6 +147,7 @@ class StyleAligner:
             self.reference_pass = ReferencePass(
                 self.network, self.architecture, trajectory, layers, cache, tuple(queries)
             )
+        self._checked = pipe.scheduler  # the last one that is known to fit the references
         self._found: list[tuple[nn.Module, object, object]] = []  # attention, the processor it had, ours
 
     def install(self) -> None:
@@ -310,8 +311,9 @@ class StyleAligner:
         """The guidance branches of this call's rows, in order, and the scheduler it follows."""
         call = pipeline_call(self.network)
         pipe = self.pipe if call is None else call.pipe
-        if self.references is not None and pipe.scheduler is not self.pipe.scheduler:
+        if self.references is not None and pipe.scheduler is not self._checked:
             self.references.check(pipe)
+            self._checked = pipe.scheduler
         if self.branches is not None:
             branches = self.branches
         elif self.architecture.separate:

@@ -88,6 +88,7 @@ class ReferencePass:
         return call.kept
 
     def _run_unet(self, call: Call, rows: Tensor, given: Given, branches: Sequence[str], scale: float | None) -> None:
+        added: dict | None
         texts, added = conditions(self.trajectory.embeddings, branches, like=rows)
         if has_ip_adapter(self.network):  # which wants pictures, and will say nothing
             pictures = given["added_cond_kwargs"]["image_embeds"]

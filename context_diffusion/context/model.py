@@ -9,6 +9,7 @@ encoded, the pipeline called.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,7 @@ class ContextDiffusion:
             if image_to_image and int(first.steps * plans[0].strength) < 1:
                 return self._labelled([plan.start.copy() for plan in plans if plan.start is not None], requests)
             pipe = as_pipeline(self.pipeline, controlnet=plans[0].controlnet, image_to_image=image_to_image)
+            pipe.scheduler = deepcopy(pipe.scheduler)  # it counts steps, and other threads may be drawing
             pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
             pipe.set_progress_bar_config(disable=not progress)
             with kept_adapter_scale(pipe.unet):
