@@ -73,14 +73,14 @@ def flow_invert(
     width: int | None = None,
     **options,
 ) -> Trajectory:
-    """Invert one or more pictures along the straight lines of a flow, on the steps that the pipeline will take.
+    """Invert one or more pictures along the straight lines of a flow, on the steps that ``pipe`` will take.
 
     ``image`` is a picture or a list of them, cropped to ``height`` x ``width``; or ``latents`` are encoded ones, as the
     transformer sees them. ``prompt`` describes the reference: one for all, or one each. ``guidance_scale`` is the one
     that FLUX is told; classifier-free guidance is off. Each of ``fixed_point_iterations`` costs as many calls of the
     transformer as the inversion itself. ``options`` go to the pipeline, such as ``prompt_embeds``. Returns a
-    :class:`Trajectory` whose level k is what step k of sampling meets. Raises ``TypeError`` or ``ValueError`` before
-    work starts.
+    :class:`Trajectory` whose level k is what step k of ``num_inference_steps`` meets. Raises ``TypeError`` or
+    ``ValueError`` before work starts.
     """
     check_count("fixed_point_iterations", fixed_point_iterations, low=0)
     start = flow_start(
