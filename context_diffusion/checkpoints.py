@@ -35,9 +35,12 @@ class Model:
     guidance_scale: float = 7.5
     control_scale: float = 1.0  # of the ControlNets' residuals
     prompt_order: str = "importance"  # of the words of a prompt fused from several sources
+    word_list: bool = False  # it was trained on whole words; others come in pieces that mean nothing to it
     guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
     evaluation_steps: int = 50  # of the papers' protocols
     half_on_gpu: bool = True
+    half: str = "float16"  # the precision there
+    transformer: bool = False  # in place of a U-Net: text to image and style alignment, but no layout and no contexts
     parts: Mapping[str, str] = field(default_factory=dict)  # name of a part -> repository id
     adapter_file: str = ""  # inside the part "ip-adapter", whose image encoder is models/image_encoder
 
@@ -49,6 +52,13 @@ HUB_PARTS = {
     "clip": "openai/clip-vit-large-patch14",
     "dino": "facebook/dino-vitb8",
 }
+SD35 = "stabilityai/stable-diffusion-3.5"
+
+
+def transformer(name: str, location: str, licence: str, vram_gb: float, **settings) -> Model:
+    """A row for a model that draws with a transformer, of 1024 x 1024 pixels; ``vram_gb`` is what its weights take."""
+    return Model(name, location, 1024, vram_gb, licence, half="bfloat16", transformer=True, **settings)
+
 
 MODELS = {
     model.name: model
@@ -63,6 +73,7 @@ MODELS = {
             control_scale=1.5,
             guided_control=True,
             prompt_order="sentence",  # that of its captions
+            word_list=True,
             evaluation_steps=15,
             half_on_gpu=False,
         ),
@@ -93,6 +104,14 @@ MODELS = {
             },
             adapter_file="sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
         ),
+        transformer(
+            "flux1-dev", "black-forest-labs/FLUX.1-dev", "FLUX.1 [dev] Non-Commercial", 34, steps=28, guidance_scale=3.5
+        ),
+        transformer("flux1-schnell", "black-forest-labs/FLUX.1-schnell", "Apache-2.0", 34, steps=4, guidance_scale=0.0),
+        transformer("sd35-medium", f"{SD35}-medium", "Stability AI Community", 17, steps=40, guidance_scale=4.5),
+        transformer("sd35-large", f"{SD35}-large", "Stability AI Community", 28, steps=28, guidance_scale=3.5),
+        transformer("qwen-image", "Qwen/Qwen-Image", "Apache-2.0", 58, steps=50, guidance_scale=4.0),  # true_cfg_scale
+        transformer("z-image", "Tongyi-MAI/Z-Image", "Apache-2.0", 21, steps=50, guidance_scale=4.0),
     )
 }
 
@@ -168,6 +187,8 @@ def find_model(name: str | Path = DEFAULT) -> Model:
             return row
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline saved by save_pretrained.")
+        if (folder / "transformer").is_dir():
+            return transformer(str(name), text, "see its model card", vram_gb=0)
         return Model(str(name), text, _resolution(folder), vram_gb=0, licence="see its model card")
     if _is_repository(text):
         return Model(text, text, resolution=0, vram_gb=0, licence="see its model card")

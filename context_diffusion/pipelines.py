@@ -78,15 +78,20 @@ def load_pipeline(
 
     ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
     wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.
-    ``dtype``, or its word such as "fp16", is float16 for hub models on a GPU and float32 elsewhere; ``options`` go to
-    ``from_pretrained``. Raises ``ValueError`` for an unknown name or a damaged part, ``FileNotFoundError`` for weights
-    that cannot be had.
+    ``dtype``, or its word such as "fp16", is for hub models on a GPU half precision (bfloat16 for transformers) and
+    float32 elsewhere; ``options`` go to ``from_pretrained``. Raises ``ValueError`` for an unknown name or a damaged
+    part, ``FileNotFoundError`` for weights that cannot be had.
     """
     model = find_model(name)
     device = find_device(device)
     image_to_image = check_flag("image_to_image", image_to_image)
+    if model.transformer and (control is not None or image_to_image):
+        raise ValueError(
+            f"{shown(model.name)} draws with a transformer, for which control and image_to_image are not built here; "
+            "they are for models with a U-Net, such as 'sdxl'."
+        )
     half = model.half_on_gpu and device.type == "cuda"
-    dtype = (torch.float16 if half else torch.float32) if dtype is None else find_dtype(dtype)
+    dtype = find_dtype((model.half if half else "float32") if dtype is None else dtype)
     kinds = [control] if isinstance(control, str) else [] if control is None else check_list("control", control, 8)
     controlnets = [load_controlnet(model, kind, dtype) for kind in kinds]
     controlnet = controlnets[0] if isinstance(control, str) else controlnets or None
@@ -251,7 +256,8 @@ def kept_adapter_scale(unet: torch.nn.Module) -> Iterator[None]:
 
 def place(pipe: DiffusionPipeline, device: torch.device, vram_gb: float = 0) -> DiffusionPipeline:
     """Move a pipeline to a device; a GPU smaller than ``vram_gb`` gets one part at a time."""
-    check_pipeline(pipe)
+    if getattr(pipe, "transformer", None) is None:
+        check_pipeline(pipe)
     device, vram_gb = find_device(device), check_number("vram_gb", vram_gb, 0)
     if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < vram_gb * 2**30:
         pipe.enable_model_cpu_offload(device=device)

@@ -1,9 +1,10 @@
 import diffusers
 import pytest
+import tiny_transformers
 import torch
 from tiny import tiny_control, tiny_controlnet, tiny_sd15, tiny_sdxl
 
-from context_diffusion import checkpoints
+from context_diffusion import ContextDiffusion, checkpoints
 from context_diffusion.checkpoints import MODELS, dtype_keyword, find_model, find_part
 from context_diffusion.pipelines import as_pipeline, load_pipeline
 
@@ -95,7 +96,7 @@ def test_near_names_are_offered(typed, meant):
 
 
 def test_a_name_like_nothing_gets_the_list():
-    with pytest.raises(ValueError, match="tiny-scenes, sd15, sdxl, an existing folder") as caught:
+    with pytest.raises(ValueError, match="tiny-scenes, sd15, sdxl, .*z-image, an existing folder") as caught:
         find_model("qqqqqqqqqqqq")
     assert "did you mean" not in str(caught.value)
 
@@ -108,7 +109,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
         find_model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "somebody/something"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux1-dev", "sd35-medium", "qwen-image", "z-image", "some/thing"])
 def test_weights_that_are_not_here_get_one_sentence(name):
     with pytest.raises(FileNotFoundError, match="hf download .* 'tiny-scenes'"):
         load_pipeline(name, device="cpu")
@@ -144,3 +145,23 @@ def test_every_row_of_the_table_says_what_a_user_must_know():
     for name, model in MODELS.items():
         assert model.name == name and model.licence and model.resolution % 64 == 0 and model.vram_gb > 0
         assert ("ip-adapter" in model.parts) == model.adapter_file.endswith(".safetensors")
+
+
+@pytest.mark.parametrize("kind", tiny_transformers.KINDS)
+def test_a_saved_transformer_loads_as_the_pipeline_it_was(kind, tmp_path):
+    made = tiny_transformers.pipeline(kind)
+    saved = type(made).__mro__[2](**made.components)  # diffusers' own class, under the one that needs no encoders
+    saved.save_pretrained(tmp_path)
+    encoders = {name: None for name, part in made.components.items() if part is None}
+    loaded = load_pipeline(tmp_path, device="cpu", **encoders)
+    assert type(loaded) is type(saved) and find_model(tmp_path).transformer
+    before, after = saved.transformer.state_dict(), loaded.transformer.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_transformers_are_for_pictures_from_text_alone():
+    with pytest.raises(ValueError, match="ContextDiffusion keeps to U-Nets.*'flux1-dev'"):
+        ContextDiffusion.from_pretrained("flux1-dev")
+    for asked in ({"control": "canny"}, {"image_to_image": True}):
+        with pytest.raises(ValueError, match="'z-image' draws with a transformer"):
+            load_pipeline("z-image", device="cpu", **asked)

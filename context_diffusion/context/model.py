@@ -75,6 +75,11 @@ class ContextDiffusion:
         models. Raises as :func:`context_diffusion.load_pipeline` does.
         """
         model = find_model(name)
+        if model.transformer:
+            raise ValueError(
+                f"ContextDiffusion keeps to U-Nets, which have ControlNets for layout and adapters for contexts; draw "
+                f"with {shown(model.name)} by cd.load_pipeline and cd.style_aligned."
+            )
         pipe = load_pipeline(name, device=device, dtype=dtype)
         contexts: Contexts = ColourContexts()
         if (Path(model.location) / "context_projector").is_dir():
