@@ -267,7 +267,7 @@ def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
 
 def check_picture_path(path: object, what: str = "The output") -> Path:
     """Return the path of a picture that can be written, or say why not: its suffix, or :func:`files.check_output`."""
-    return check_output(_picture_path(path, what), what=what)
+    return _picture_path(check_output(path, what=what), what)
 
 
 def _picture_path(path: object, what: str) -> Path:
