@@ -37,8 +37,8 @@ OFFLINE = {  # name -> module; each has run(bench) -> Report
     "music": "moods_and_genres", "speech": "transcripts", "fusion": "microphone_and_camera", "speed": "speed",
 }  # fmt: skip
 PAPERS = {  # these work by units, so run(bench) is None while other processes are still at work
-    "style-sets": "papers.sets", "references": "papers.references", "blends": "papers.blends",
-    "settings": "papers.three_settings", "control": "papers.control_scales",
+    "style-sets": "papers.sets", "references": "papers.references", "methods": "papers.methods",
+    "blends": "papers.blends", "settings": "papers.three_settings", "control": "papers.control_scales",
 }  # fmt: skip
 PROTOCOLS = OFFLINE | PAPERS
 WORK = ROOT / "build" / "evaluation"
