@@ -59,12 +59,14 @@ def style_aligned(
     settings: StyleSettings | None = None,
     **changes,
 ) -> Iterator["StyleAligner"]:
-    """Align the style of everything drawn inside the block with the U-Net of ``pipe``; then restore the U-Net.
+    """Align the style of everything that is drawn in the block, in this thread, with the U-Net or transformer of ``pipe``.
 
-    Other pipelines built on that U-Net are aligned too: ``ContextDiffusion``, or what diffusers' ``from_pipe`` returns.
+    Other pipelines built on that network are aligned too: ``ContextDiffusion``, or what diffusers' ``from_pipe`` returns.
+    Transformers are those of FLUX.1, FLUX.2, SD3, Qwen-Image and Z-Image.
 
     Without ``references``, the first image of each batch is the reference for the others, and no ControlNet steers it
-    unless ``control_reference=True``. With trajectories (:func:`ddim_invert`), every image is aligned with them.
+    unless ``control_reference=True``. With trajectories (:func:`ddim_invert`, :func:`flow_invert` for transformers, and
+    :func:`noised_reference` for both), every image is aligned with them.
     ``blend`` combines several: "attention" (each keeps its keys and values, and the log of its share of ``weights`` is
     its score shift), or "slerp" or "linear" (their latents are blended into one, which is inverted here).
     ``cache=True`` runs the references once per step for all calls in the block; pass a :class:`ReferenceCache` to keep
@@ -75,8 +77,8 @@ def style_aligned(
 
     The pipeline that is running says how it stacks the branches of guidance and which scheduler it follows. In a loop
     of your own, ``branches`` says it, such as ("uncond", "cond"), and the scheduler is that of ``pipe``. Raises
-    ``TypeError``, ``ValueError`` or, for nested blocks, ``RuntimeError`` before anything is changed; a U-Net call
-    whose branches are unknown raises ``ValueError``.
+    ``TypeError``, ``ValueError`` or, for nested blocks, ``RuntimeError`` before anything is changed; a call of the
+    network whose branches are unknown raises ``ValueError``.
     """
     network = without_compilation(getattr(pipe, architecture_of(pipe).part))
     if is_style_aligned(network):
@@ -367,8 +369,6 @@ def check_settings(settings: StyleSettings, architecture: Architecture) -> None:
             raise ValueError(
                 f"{name} is for U-Nets: in a transformer, attention holds text too, and no group norms are."
             )
-    if settings.interpolate:
-        raise ValueError("interpolate is for diffusion's schedules; sample a flow with the steps of its reference.")
     if settings.subject_scale is not None:
         raise ValueError("subject is for U-Nets, whose cross-attention says where the subject is.")
 
