@@ -189,12 +189,13 @@ def clocked(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def make_reference(bench: Bench, index: int, made: str) -> Trajectory:
+def make_reference(bench: Bench, index: int, made: Literal["inverted", "noised"]) -> Trajectory:
     """Invert or noise the reference of a number; its object and style are the prompt."""
     drawn, style = reference(index)
-    make = {"inverted": ddim_invert, "noised": noised_reference}[made]
     prompt = f"{article(drawn.scene.object)}, {style} style"
-    return make(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps)
+    if made == "inverted":
+        return ddim_invert(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps)
+    return noised_reference(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps)
 
 
 def true_mask(index: int, size: Sequence[int]) -> Mask:
