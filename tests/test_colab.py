@@ -17,7 +17,11 @@ ROOT = doors.ROOT
 ADDRESS = doors.repository_address()
 NOTEBOOKS = doors.notebooks()
 LESSONS = [path for path in NOTEBOOKS if path.parent == doors.FOLDER]
-IN_COLAB = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+IN_COLAB = """import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+sys.modules["google.colab"] = module_from_spec(ModuleSpec("google.colab", None))
+"""
 STUB = "def setup(seed):\n    print('set up', seed, __file__)\n    return 'here'\n"
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.relative_to(doors.FOLDER)))

@@ -1,0 +1,62 @@
+"""Sphinx's settings for the site; ``make site`` puts the pages in place first (experiments/publishing/site.py)."""
+
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
+from context_diffusion import __version__
+
+project = "context_diffusion"
+author = copyright = "the context_diffusion authors, MIT licence"
+release = version = __version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+
+# --- pages -----------------------------------------------------------------------------------------------
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the lessons come with their outputs
+nb_merge_streams = True
+nb_number_source_lines = False
+suppress_warnings = [
+    "myst.header",  # a lesson may leave a level of headings out
+    "mystnb.unknown_mime_type",  # text stands beside them
+    "docutils",  # docstrings are plain sentences: a star in one is a star
+]
+
+# --- the reference -----------------------------------------------------------------------------------------
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+nitpicky = False
+
+# --- how it looks: nothing from elsewhere -------------------------------------------------------------------
+html_theme = "furo"
+html_title = "context_diffusion"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+mathjax_path = "mathjax/tex-mml-chtml.js"
+mathjax3_config = {"tex": {"tags": "none"}, "options": {"enableMenu": False}}  # the menu would ask for more scripts
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#9a3412", "color-brand-content": "#9a3412"},
+    "dark_css_variables": {"color-brand-primary": "#fdba74", "color-brand-content": "#fdba74"},
+}
+
+
+def setup(app: Sphinx) -> None:
+    """Docstrings are plain sentences with double backticks: a bar in them is a bar. ``layers`` is no language."""
+    app.connect("autodoc-process-docstring", lambda app, what, name, found, options, lines: keep_bars(lines))
+    app.add_lexer("layers", TextLexer)
+
+
+def keep_bars(lines: list[str]) -> None:
+    """Escape what stands for a substitution in reStructuredText, outside literals."""
+    for number, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+        lines[number] = "``".join(parts)
