@@ -38,7 +38,7 @@ from .hooks import (
     without_compiled_code,
 )
 from .networks import Architecture, Given, architecture_of, by_name, choose_layers, late_layers
-from .positions import placed
+from .positions import on_one_frame, placed
 from .reference_pass import ReferenceCache, ReferencePass, without_control
 from .settings import StyleSettings
 from .sharing import Sharing, grouped_moments, shared_group_norm
@@ -214,13 +214,17 @@ class StyleAligner:
         """Where the images' tokens are in a transformer's sequence, and where the references' are to be."""
         if self.architecture.grid is None:
             return
-        of_reference = call.grid  # that of the pass before; in row-zero mode there was none
+        of_reference, their_frames = call.grid, call.frames  # those of the pass before; in row-zero mode there was none
         call.grid = self.architecture.grid(self.network, given)
+        call.frames = self.architecture.begins(given, call.branches)
         if self.rotary:
             steps = [float(step) for step in scheduler.timesteps]
             done = steps.index(time) / max(1, len(steps) - 1) if time in steps else 0.0
             grids = call.grid, of_reference or call.grid
             call.placement = placed(self.rotary, self.settings, *grids, self.architecture.centred, done)
+            if call.frames is not None:
+                theirs = call.frames[:, :1] if their_frames is None else their_frames
+                call.placement = on_one_frame(call.placement, self.rotary, call.frames, theirs)
 
     def _end(self, network: nn.Module, args: tuple, output) -> None:
         call = RUNNING.get()

@@ -41,8 +41,8 @@ class Call:
 
     "plain" is a call that is not aligned; "reference" is one that runs the references, whose keys and values are kept;
     "targets" is one whose images see what was kept. The rows are ``branches`` times as many as the images; ``names``
-    are those of the branches. In a transformer ``grid`` are the rows and columns of patches of the images that run, and
-    ``placement`` says where the references lie.
+    are those of the branches. In a transformer ``grid`` are the rows and columns of patches of the images that run,
+    ``frames`` where each begins on axis 0, if that differs, and ``placement`` says where the references lie.
     """
 
     names: tuple[str, ...]
@@ -51,6 +51,7 @@ class Call:
     last_layer: str = ""
     listeners: list["Listener"] = field(default_factory=list)
     grid: tuple[int, int] | None = None
+    frames: Tensor | None = None
     placement: Placement | None = None
 
     @property

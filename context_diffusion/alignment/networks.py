@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..guidance import without_compilation
@@ -35,6 +36,7 @@ class Architecture:
         image_first: whether the image's tokens stand before the text's in the joint sequence.
         rotary: its rotary positions, where it has them.
         centred: whether these are counted from the middle of a picture.
+        frames: where each image of a call begins on axis 0, if it is counted on after its text.
         time: the scheduler's time step, from the argument.
         separate: whether pipelines run its branches of guidance in calls of their own, instead of stacking them.
         per_image: the other arguments that have a row for each image.
@@ -56,6 +58,7 @@ class Architecture:
     image_first: bool = False
     rotary: Callable[[nn.Module], Rotary] | None = None
     centred: bool = False
+    frames: Callable[[Given], list[int]] | None = None
     time: Callable[[float], float] = float
     separate: bool = False
     per_image: tuple[str, ...] = ()
@@ -84,6 +87,10 @@ class Architecture:
         if self.part == "unet":
             return time
         return min((float(step) for step in scheduler.timesteps), key=lambda step: abs(step - time), default=time)
+
+    def begins(self, given: Given, branches: int) -> Int[Tensor, "branches images"] | None:
+        """Where the images of a call begin on axis 0, where that differs."""
+        return None if self.frames is None else torch.tensor(self.frames(given)).view(branches, -1)
 
     def image_tokens(self, grid: tuple[int, int] | None, length: int) -> slice:
         """Where the image's tokens stand among ``length`` tokens of a layer, which may hold the text's as well."""
@@ -186,6 +193,11 @@ def _grid_of_list(network: nn.Module, given: Given) -> tuple[int, int]:
     return tuple(side // patch for side in given["x"][0].shape[-2:])
 
 
+def _after_text(given: Given) -> list[int]:
+    """Where an image begins on axis 0 after its text, which is padded to a multiple of 32 tokens and begins at 1."""
+    return [1 + 32 * math.ceil(len(text) / 32) for text in given["cap_feats"]]
+
+
 def _packed_for_flux2(pipe, latents: Tensor) -> Tensor:
     """Patches of 2 x 2 as channels, normalized by the statistics that the VAE keeps, then as a sequence."""
     patches, norm = pipe._patchify_latents(latents), pipe.vae.bn
@@ -276,6 +288,7 @@ Z_IMAGE = Architecture(
     grid=_grid_of_list,
     image_first=True,
     rotary=rotary_of,
+    frames=_after_text,
     time=lambda t: 1000 * (1 - t),
     per_image=("cap_feats",),
     argument=lambda t: 1 - t / 1000,

@@ -14,11 +14,11 @@ Both change how loud a reference is on the whole; :func:`loudness` says by how m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .settings import StyleSettings
@@ -41,9 +41,9 @@ class Rotary:
         """The frequencies of each axis, ``theta^(-2i/width)``, the highest first."""
         return [self.theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) for width in self.widths]
 
-    def angles(self, right: float, down: float = 0.0) -> Float[Tensor, " pairs"]:
-        """By how much each pair turns when a token moves ``right`` and ``down``, in patches."""
-        moved = [0.0] * len(self.widths)
+    def angles(self, right: float, down: float = 0.0, ahead: float = 0.0) -> Float[Tensor, " pairs"]:
+        """By how much each pair turns when a token moves ``right`` and ``down`` in patches, ``ahead`` on axis 0."""
+        moved = [ahead] + [0.0] * (len(self.widths) - 1)
         moved[self.right], moved[self.down] = right, down
         return torch.cat([by * omega for by, omega in zip(moved, self.frequencies(), strict=True)])
 
@@ -62,10 +62,14 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Placement:
-    """What is done to the references' finished keys: each pair of channels turns by an angle and is scaled."""
+    """What is done to the references' finished keys: each pair of channels turns by an angle and is scaled.
 
-    angles: Float[Tensor, " pairs"]
+    ``own`` are angles by which the images' own queries and keys turn, where :func:`on_one_frame` says so.
+    """
+
+    angles: Float[Tensor, "*of_references pairs"]
     scales: Float[Tensor, " pairs"]
+    own: Float[Tensor, "*of_images pairs"] | None = None
 
 
 def placed(
@@ -95,22 +99,38 @@ def placed(
     return Placement(angles, gain * scales)
 
 
+def on_one_frame(
+    placement: Placement, rotary: Rotary, own: Int[Tensor, "branches images"], theirs: Int[Tensor, "branches refs"]
+) -> Placement:
+    """Take back what texts of several lengths do to pictures that are counted on after them, on axis 0.
+
+    ``own`` and ``theirs`` are where the images and the references begin. All are turned to where the first reference
+    is: an image with its text, so that nothing changes between these.
+    """
+    first = theirs[:, :1]
+    if (own == first).all() and (theirs == first).all():
+        return placement
+    step = rotary.angles(right=0, ahead=1)
+    of_own, of_theirs = (((first - each)[..., None, None, None] * step) for each in (own, theirs))
+    return replace(placement, angles=placement.angles + of_theirs, own=of_own)
+
+
 def _start(side: int, centred: bool) -> int:
     return side // 2 - side if centred else 0
 
 
 def turned(
     keys: Float[Tensor, "*rows channels"],
-    angles: Float[Tensor, " pairs"],
+    angles: Float[Tensor, "*of_rows pairs"],
     scales: Float[Tensor, " pairs"] | None = None,
 ) -> Float[Tensor, "*rows channels"]:
-    """Rotate each pair of a head's channels by its angle, and scale it."""
-    pairs = rearrange(keys, "... (heads pairs two) -> ... heads pairs two", pairs=len(angles), two=2)
+    """Rotate each pair of a head's channels by its angle, and scale it; in float32, as the models do."""
+    pairs = rearrange(keys, "... (heads pairs two) -> ... heads pairs two", pairs=angles.shape[-1], two=2)
     scales = torch.ones_like(angles) if scales is None else scales
-    cos, sin = ((scales * turn(angles)).to(pairs) for turn in (torch.cos, torch.sin))
-    first, second = pairs.unbind(dim=-1)
+    cos, sin = ((scales * turn(angles)).to(keys.device, torch.float32) for turn in (torch.cos, torch.sin))
+    first, second = pairs.float().unbind(dim=-1)
     rotated = torch.stack([cos * first - sin * second, sin * first + cos * second], dim=-1)
-    return rearrange(rotated, "... heads pairs two -> ... (heads pairs two)")
+    return rearrange(rotated, "... heads pairs two -> ... (heads pairs two)").to(keys.dtype)
 
 
 def loudness(

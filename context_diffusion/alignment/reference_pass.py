@@ -62,12 +62,13 @@ class ReferencePass:
         told = None if condition is None else tuple(condition[0].tolist())
         cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
         key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries)
-        call.grid = self.grid if self.architecture.grid is not None else None
+        if self.architecture.grid is not None:
+            call.grid, call.frames = self.grid, self._frames(branches)
         if self.cache is not None:
             shelf = self.cache.shelf(self.network, self.owner)
             if key in shelf:
                 return _moved(shelf[key], sample.device)
-        latents = self.trajectory.at(time, alpha_at(scheduler, time) if interpolates else None).to(sample)
+        latents = self._latents(time, scheduler, interpolates).to(sample)
         rows = repeat(latents, "references ... -> (branches references) ...", branches=len(branches))
         streams = any(
             hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.network.modules()
@@ -86,6 +87,17 @@ class ReferencePass:
         if self.cache is not None:
             self.cache.put(shelf, key, call.kept, steps=len(scheduler.timesteps))
         return call.kept
+
+    def _frames(self, branches: Sequence[str]) -> Tensor | None:
+        told = arguments_of(self.trajectory.embeddings, self.trajectory.shared, branches)
+        return self.architecture.begins(told, len(branches))
+
+    def _latents(self, time: float, scheduler, interpolates: bool) -> Tensor:
+        if not interpolates:
+            return self.trajectory.at(time)
+        if self.architecture.grid is not None:
+            return self.trajectory.on_line(time)
+        return self.trajectory.at(time, alpha_at(scheduler, time))
 
     def _run_unet(self, call: Call, rows: Tensor, given: Given, branches: Sequence[str], scale: float | None) -> None:
         added: dict | None

@@ -144,6 +144,8 @@ class Sharing:
         of queries and keys has been done before they were rotated; without one it is done here.
         """
         settings = self.settings
+        if placement is not None and placement.own is not None:
+            query, key = (turned(x, placement.own) for x in (query, key))
         if kept is None:
             kept = self.keep("", *(x[:, :1, image] for x in (query, key, value)))
         kept_key, kept_value, of_query = *kept[:2], Moments(*kept[2:4])

@@ -159,6 +159,13 @@ class Trajectory:
         noisy, clean = self.latents[k], self.latents[k + 1]
         return (torch.sin(high - phi) * clean + torch.sin(phi - low) * noisy) / torch.sin(high - low)
 
+    def on_line(self, time: float) -> Float[Tensor, "references *latent"]:  # noqa: F821
+        """The latents of a flow at any time step: between two levels, and beyond the first, its lines are straight."""
+        times = torch.cat([self.timesteps, self.timesteps.new_zeros(1)])
+        k = int((self.timesteps > time).sum().clamp(1)) - 1
+        share = (time - times[k + 1]) / (times[k] - times[k + 1])
+        return torch.lerp(self.latents[k + 1], self.latents[k], float(share))
+
     def check(self, pipe) -> None:
         """Raise ``ValueError`` unless this was made with the pipeline's model and noise schedule."""
         _compare_models(self.model, describe_model(pipe))
