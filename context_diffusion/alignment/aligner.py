@@ -59,10 +59,10 @@ def style_aligned(
     settings: StyleSettings | None = None,
     **changes,
 ) -> Iterator["StyleAligner"]:
-    """Align the style of everything that is drawn in the block, in this thread, with the U-Net or transformer of ``pipe``.
+    """Align the style of all that the network of ``pipe`` draws inside the block, in this thread.
 
-    Other pipelines built on that network are aligned too: ``ContextDiffusion``, or what diffusers' ``from_pipe`` returns.
-    Transformers are those of FLUX.1, FLUX.2, SD3, Qwen-Image and Z-Image.
+    The network is a U-Net (SD 1.x, 2.x, SDXL) or the transformer of FLUX.1, FLUX.2, SD3, Qwen-Image or Z-Image. Other
+    pipelines built on it are aligned too: ``ContextDiffusion``, or what diffusers' ``from_pipe`` returns.
 
     Without ``references``, the first image of each batch is the reference for the others, and no ControlNet steers it
     unless ``control_reference=True``. With trajectories (:func:`ddim_invert`, :func:`flow_invert` for transformers, and
