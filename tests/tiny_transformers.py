@@ -188,3 +188,10 @@ def pipeline(kind: str):
             made = TinyQwen(scheduler, vae, None, None, network(kind))
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def some_rows(given: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The inputs of some of the pictures."""
+    common = ("img_ids", "txt_ids")
+    shared = {name for name in common if name in given and given[name].ndim == 2}
+    return {name: value if name in shared else value[rows] for name, value in given.items()}

@@ -196,7 +196,9 @@ def _by_concatenation(query, key, value, references, heads, first_target, full, 
     return torch.cat([alone, out], dim=1)
 
 
-def _beside(mask: Mask, length: int, dtype: torch.dtype, row: Float[Tensor, "1 1 1 length"] | None) -> Mask:
+def _beside(
+    mask: Mask, length: int, dtype: torch.dtype, row: Float[Tensor, "1 1 1 length"] | None
+) -> Float[Tensor, "rows heads queries length"]:
     """A mask with columns for the references' keys, up to ``length``, and with their shifts added."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
