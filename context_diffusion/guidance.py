@@ -29,7 +29,10 @@ UNCONDITIONAL_FIRST = (
 )
 GUIDED_BRANCHES = dict.fromkeys(UNCONDITIONAL_FIRST, ("uncond", "cond")) | {
     "StableDiffusionInstructPix2PixPipeline": ("cond", "uncond", "uncond"),  # text and picture, picture alone, neither
-    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"), ("cond", "uncond")),
+    **{
+        f"ZImage{kind}Pipeline": ("cond", "uncond")
+        for kind in ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetInpaint")
+    },
 }
 
 

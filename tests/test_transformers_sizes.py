@@ -131,7 +131,7 @@ def test_texts_of_several_lengths_do_not_move_the_reference_away(branches, monke
     assert not torch.allclose(found[1], plain[1], atol=1e-4)
 
 
-def test_a_text_of_another_length_in_the_trajectory(monkeypatch):
+def test_a_text_of_another_length_in_the_trajectory():
     """The same through a pipeline, with references from outside: without care they would lie 32 frames away."""
     pipe = tiny.pipeline("z-image")
     longer = torch.randn(40, 24, generator=torch.Generator().manual_seed(2))

@@ -7,13 +7,16 @@ here: all of its channels and pixels together.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import normalized_weights
+from .flow import flow_invert
 from .inversion import ddim_invert, noised_reference
+from .networks import architecture_of
 from .trajectory import Trajectory
 
 TOLERANCE = 1e-6  # two directions closer than this to opposite, or a mean closer to zero, have no shortest arc
@@ -108,15 +111,20 @@ def blend_trajectories(
         raise ValueError(f"blend is one of {', '.join(map(repr, BLENDS))}; got {blend!r}.")
     joined = Trajectory.join(references)
     latents = BLENDS[blend](list(joined.clean), normalized_weights(weights, len(joined)))
-    given = {
+    given: dict[str, Any] = {
         "latents": latents[None],
         "prompt": " and ".join(dict.fromkeys(prompt for prompt in joined.prompts if prompt)),
         "negative_prompt": joined.negative_prompt,
         "num_inference_steps": joined.num_inference_steps,
     }
+    architecture = architecture_of(pipe)
+    if architecture.grid is not None:  # latents may be packed into a sequence, which says nothing of their shape
+        grid = architecture.grid_of(pipe.transformer, joined.clean, joined.embeddings, joined.shared)
+        given |= {"height": 2 * pipe.vae_scale_factor * grid[0], "width": 2 * pipe.vae_scale_factor * grid[1]}
     if joined.method == "added noise":
-        return noised_reference(pipe, **given, seed=joined.seed)
-    return ddim_invert(
+        return noised_reference(pipe, **given, seed=joined.seed or 0)
+    invert = ddim_invert if architecture.grid is None else flow_invert
+    return invert(
         pipe,
         **given,
         guidance_scale=joined.guidance_scale,

@@ -149,10 +149,11 @@ def flow_start(
             f"Only FLUX is told a guidance_scale; this flow is inverted without, at 1. Got {guidance_scale}."
         )
     given |= architecture.one_branch | options
-    texts = {"cond": list(prompts), "uncond": [negative_prompt or ""] * count}
+    texts: dict[str, list[str] | None] = {"cond": list(prompts), "uncond": [negative_prompt or ""] * count}
     if "prompt_embeds" in options:  # a text that no prompt says
         texts = {"cond": None}
-    embeddings, shared = {}, {}
+    embeddings: dict[str, Tensor] = {}
+    shared: Given = {}
     for branch, text in texts.items():
         for name, value in given_by(pipe, architecture, {**given, "prompt": text}).items():
             if name in architecture.per_image and value is not None:

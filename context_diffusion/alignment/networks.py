@@ -88,6 +88,13 @@ class Architecture:
             return time
         return min((float(step) for step in scheduler.timesteps), key=lambda step: abs(step - time), default=time)
 
+    def grid_of(self, network: nn.Module, latents: Tensor, embeddings: dict[str, Tensor], shared: Given):
+        """Rows and columns of patches of references, from what is kept of them."""
+        if self.grid is None:
+            raise TypeError("Only the pictures of a transformer have a grid of patches.")
+        told = arguments_of(embeddings, shared, ("cond",))
+        return self.grid(network, told | {self.sample: self.rows(latents)})
+
     def begins(self, given: Given, branches: int) -> Int[Tensor, "branches images"] | None:
         """Where the images of a call begin on axis 0, where that differs."""
         return None if self.frames is None else torch.tensor(self.frames(given)).view(branches, -1)
@@ -113,15 +120,13 @@ def arguments_of(embeddings: dict[str, Tensor], shared: Given, branches: Sequenc
     told: Given = dict(shared)
     for name in dict.fromkeys(key.partition(".")[2] for key in embeddings if not key.endswith(LENGTH)):
         parts = [embeddings[f"{branch}.{name}"] for branch in branches]
-        lengths = [embeddings.get(f"{branch}.{name}{LENGTH}") for branch in branches]
-        if lengths[0] is None:
+        if f"{branches[0]}.{name}{LENGTH}" not in embeddings:
             told[name] = torch.cat(parts)
-        else:
-            told[name] = [
-                row[:length]
-                for rows, of_rows in zip(parts, lengths, strict=True)
-                for row, length in zip(rows, of_rows.tolist(), strict=True)
-            ]
+            continue
+        lengths = torch.cat([embeddings[f"{branch}.{name}{LENGTH}"] for branch in branches]).tolist()
+        told[name] = [
+            row[:length] for row, length in zip((row for rows in parts for row in rows), lengths, strict=True)
+        ]
     return told
 
 
@@ -283,7 +288,7 @@ Z_IMAGE = Architecture(
     timestep="t",
     layers=joint_attentions("attention"),
     processors=frozenset({"ZSingleStreamAttnProcessor"}),
-    residuals=(),
+    residuals=("controlnet_block_samples",),
     default="layers.",
     grid=_grid_of_list,
     image_first=True,

@@ -44,9 +44,7 @@ class ReferencePass:
         norms_too = any(isinstance(network.get_submodule(layer), nn.GroupNorm) for layer in layers)
         self.last_layer = next((layer for layer in reversed(layers) if not norms_too or layer == "conv_norm_out"), "")
         if architecture.grid is not None:
-            told = arguments_of(trajectory.embeddings, trajectory.shared, ("cond",))
-            rows = architecture.rows(trajectory.latents[0])
-            self.grid = architecture.grid(network, told | {architecture.sample: rows})
+            self.grid = architecture.grid_of(network, trajectory.latents[0], trajectory.embeddings, trajectory.shared)
 
     def __call__(
         self, call: Call, given: Given, time: float, branches: Sequence[str], scheduler, interpolates: bool
@@ -138,23 +136,25 @@ def state_of(network: nn.Module) -> tuple:
     Weights are told apart by identity, by PyTorch's count of changes in place, and by their first and last number: a
     LoRA that is fused into them and unloaded changes neither of the others.
     """
-    weights = list(network.parameters())
+    weights: list[Tensor] = []
+    settings: list = []
+    for module in network.modules():
+        weights += (weight for weight in module._parameters.values() if weight is not None)
+        own = vars(module)  # looking here is ten times faster than hasattr, which this would ask at every step
+        if isinstance(scaling := own.get("scaling"), dict):  # a LoRA layer of peft
+            settings.append(
+                (dict(scaling), list(module.active_adapters), module.disable_adapters, list(module.merged_adapters))
+            )
+        if "b1" in own:  # a block of the U-Net under FreeU
+            settings.append((module.s1, module.s2, module.b1, module.b2))
+        if "processor" in own or "processor" in module._modules:
+            settings.append(type(module.processor))
     known = [(WeakIdRef(weight), -1 if weight.is_inference() else weight._version) for weight in weights]
     ends: dict[torch.device, list[Tensor]] = {}
     for weight in weights:
         if type(weight.data) is Tensor and weight.is_floating_point() and weight.numel() and not weight.is_meta:
             ends.setdefault(weight.device, []).append(weight.detach().as_strided((2,), (weight.numel() - 1,)))
     numbers = [torch.cat(each).tolist() for each in ends.values()]
-    settings: list = []
-    for module in network.modules():
-        if isinstance(scaling := getattr(module, "scaling", None), dict):  # a LoRA layer of peft
-            settings.append(
-                (dict(scaling), list(module.active_adapters), module.disable_adapters, list(module.merged_adapters))
-            )
-        if hasattr(module, "b1"):  # a block of the U-Net under FreeU
-            settings.append((module.s1, module.s2, module.b1, module.b2))
-        if hasattr(module, "processor"):
-            settings.append(type(module.processor))
     return (*known, *numbers, *settings)
 
 
@@ -254,14 +254,14 @@ def without_control(kwargs: dict, residuals: Sequence[str], rows: int, branches:
     def zeroed(found):
         if isinstance(found, Tensor):
             return zero_first_image(found, rows, branches)
+        if isinstance(found, dict):  # by layer
+            return {layer: zeroed(each) for layer, each in found.items()}
         return type(found)(zero_first_image(each, rows, branches) for each in found)  # the U-Net pops from its lists
 
     return kwargs | {name: zeroed(kwargs[name]) for name in residuals if kwargs.get(name) is not None}
 
 
-def zero_first_image(
-    residual: Float[Tensor, "given channels height width"], rows: int, branches: int
-) -> Float[Tensor, "rows channels height width"]:
+def zero_first_image(residual: Float[Tensor, "*given"], rows: int, branches: int) -> Float[Tensor, "*every_row"]:
     """Put zeros for image 0 of each guidance branch, and keep the residuals of the other images.
 
     A residual of one row, which the U-Net would add to all ``rows``, is repeated first.
