@@ -9,12 +9,14 @@ own imports follow it, since on Colab it installs what they need.
 
 import argparse
 import re
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 
+from context_diffusion.commands import Parser, run_command
 from context_diffusion.files import ROOT, written_whole
 
 FOLDER = ROOT / "notebooks"
@@ -96,7 +98,7 @@ def notebooks(folder: Path = FOLDER) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Bring every notebook up to date, or some of them; return 1 if ``--check`` finds one that is not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--check", action="store_true", help="change nothing")
     asked = parser.parse_args(arguments)
@@ -115,4 +117,4 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main))

@@ -1,11 +1,6 @@
-"""Run notebooks from top to bottom, without ever waiting long for a reply that has already arrived.
+"""Run notebooks from top to bottom, without ever waiting long for a reply that has already arrived."""
 
-python -m experiments.publishing.execution notebooks/*.ipynb    # -> build/notebooks/, with outputs and as HTML
-"""
-
-import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from queue import Empty
@@ -17,8 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets import Type
 
-from context_diffusion.commands import Parser, run_command
-from context_diffusion.files import ROOT, check_output_folder, written_whole
+from context_diffusion.files import ROOT
 
 SLICE = 1.0  # seconds until a waiting client looks again
 EXECUTED = ROOT / "build" / "notebooks"
@@ -77,33 +71,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: float = 900)
     return Execution(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute(env=environment)
 
 
-def executed(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook and run it; prints the cell that fails, and raises ``RuntimeError`` for it."""
+def executed(path: Path, *more: str) -> nbformat.NotebookNode:
+    """Read a notebook and run it, with ``more`` cells of code at its end.
+
+    Prints the cell that fails, and raises ``RuntimeError`` for it.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in more]
     try:
-        return execute(nbformat.read(path, as_version=4), path.parent)
+        return execute(notebook, path.parent)
     except CellExecutionError as error:
         print(error)
         raise RuntimeError(f"{path.name} stops at a cell with {error.ename}: {error.evalue}") from error
-
-
-def main() -> None:
-    """Execute each notebook into ``build/notebooks/``, and write its page beside it."""
-    from nbconvert import HTMLExporter
-
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=EXECUTED, metavar="FOLDER", help="default: build/notebooks")
-    asked = parser.parse_args()
-    check_output_folder(asked.out, "--out")
-    for path in asked.notebooks:
-        start = time.perf_counter()
-        notebook = executed(path)
-        page, _ = HTMLExporter().from_notebook_node(notebook)
-        for name, text in {path.name: nbformat.writes(notebook), f"{path.stem}.html": page}.items():
-            with written_whole(asked.out / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        print(f"{path.name}: {time.perf_counter() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

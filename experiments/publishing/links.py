@@ -3,12 +3,15 @@
 python -m experiments.publishing.links build/site/html
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from context_diffusion.commands import Parser, run_command
 
 FETCHED = {("img", "src"), ("script", "src"), ("link", "href"), ("iframe", "src"), ("source", "src"), ("audio", "src"),
            ("video", "src"), ("object", "data"), ("input", "src")}  # fmt: skip
@@ -62,10 +65,15 @@ def faults(folder: Path) -> Iterator[str]:
 
 def main() -> int:
     """Print every fault of the folder that is named; return 1 if there is one."""
-    found = list(faults(Path(sys.argv[1]).resolve()))
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a folder of web pages")
+    folder = parser.parse_args().folder.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}: `make site` makes build/site/html.")
+    found = list(faults(folder))
     print("\n".join(found) or "No link leads nowhere, and no page fetches anything from elsewhere.")
     return int(bool(found))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main))

@@ -23,25 +23,24 @@ from pathlib import Path
 
 import nbformat
 
-from context_diffusion.files import ROOT, written_whole
+from context_diffusion.commands import Parser, run_command
+from context_diffusion.files import ROOT, check_output_folder, written_whole
 
 from .doors import notebooks
-from .entries import read_manifest
-from .execution import execute
+from .execution import executed
 from .links import faults
-from .manifest import content, digest
+from .manifest import content
 from .still_widgets import with_still_widgets
 
 SITE = ROOT / "build" / "site"
 SETTINGS = ("conf.py", "_static")  # of docs/, given to Sphinx
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md", "docs/glossary.md", "data/README.md")
 CODE = ("context_diffusion", "experiments")
-WIDGETS = (
-    "context_diffusion/widgets.py",
-    "context_diffusion/recorder.py",
-    "data/checkpoints/tiny-fusion/*/*",
-    "data/audio",
-)
+DATA = ("data/**/*", "figures/**/*.json")  # what lessons read
+IMPORTED = f"""import sys
+for module in list(sys.modules.values()):
+    if (getattr(module, "__file__", None) or "").startswith("{ROOT}/") and "site-packages" not in module.__file__:
+        print(module.__file__)"""
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\]\([^)]*\))*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 KEY = "built_from"
 MATHJAX = ("tex-mml-chtml.js", "output/chtml", "input/tex/extensions")  # formulas as text with MathJax's own fonts
@@ -86,26 +85,30 @@ notebooks/solutions/index
 # --- the lessons' outputs -------------------------------------------------------------------------------------
 
 
-def state_of(lesson: Path) -> str:
-    """A digest of all that a lesson's outputs depend on: its code, the library, the weights."""
-    figures = {figure.file: figure for figure in read_manifest()}
-    extra = sorted(path for pattern in WIDGETS for match in ROOT.glob(pattern) for path in (match, *match.rglob("*")))
-    known = hashlib.sha256(digest(figures[f"lessons/{lesson.stem}.webp"]).encode())
-    for part in [content(lesson), *(content(path) for path in extra if path.is_file() and path.suffix != ".pyc")]:
-        known.update(hashlib.sha256(part).digest())
-    return known.hexdigest()
+def digest(files: Iterable[str]) -> dict[str, str]:
+    """The digest of what counts in each file, by its path in the repository; an empty text for one that is gone."""
+    found = {path: ROOT / path for path in files}
+    return {path: hashlib.sha256(content(f)).hexdigest() if f.is_file() else "" for path, f in found.items()}
 
 
-def with_outputs(lesson: Path, executed: Path, *, run: bool) -> nbformat.NotebookNode:
+def run_lesson(lesson: Path) -> nbformat.NotebookNode:
+    """Run a lesson; its metadata keep a digest of each file that the outputs depend on: code, models, scores."""
+    notebook = executed(lesson, IMPORTED)
+    imported = "".join(output.text for output in notebook.cells.pop().outputs).split("\n")
+    data = (path for pattern in DATA for path in ROOT.glob(pattern) if path.is_file())
+    used = [lesson, *map(Path, filter(None, imported)), *data]
+    notebook.metadata[KEY] = digest(sorted(path.relative_to(ROOT).as_posix() for path in used))
+    return notebook
+
+
+def with_outputs(lesson: Path, folder: Path, *, run: bool) -> nbformat.NotebookNode:
     """A lesson as it is now, with the outputs of its last run; with ``run``, it runs first if they are out of date."""
-    notebook, state = nbformat.read(lesson, as_version=4), state_of(lesson)
-    kept = executed / lesson.name
+    notebook, kept = nbformat.read(lesson, as_version=4), folder / lesson.name
     last = nbformat.read(kept, as_version=4) if kept.is_file() else None
-    if run and (last is None or last.metadata.get(KEY) != state):
+    if run and (last is None or last.metadata[KEY] != digest(last.metadata[KEY])):
         start = time.perf_counter()
-        last = execute(nbformat.read(lesson, as_version=4), lesson.parent)
-        last.metadata[KEY] = state
-        executed.mkdir(parents=True, exist_ok=True)
+        last = run_lesson(lesson)
+        folder.mkdir(parents=True, exist_ok=True)
         with written_whole(kept) as temporary:
             nbformat.write(last, temporary)
         print(f"{lesson.name}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -264,12 +267,12 @@ def add_models(pages: Pages) -> list[str]:
     return [card.relative_to(ROOT).with_suffix("").as_posix() for card in cards]
 
 
-def add_lessons(pages: Pages, executed: Path, run: Iterable[str] | None) -> list[str]:
+def add_lessons(pages: Pages, kept: Path, run: Iterable[str] | None) -> list[str]:
     """Put lessons and solutions in place; ``run`` names the lessons that may run, by number, and None means all."""
     found = notebooks()
     lessons = [path for path in found if path.parent == ROOT / "notebooks"]
     for lesson in lessons:
-        pages.add_notebook(lesson, with_outputs(lesson, executed, run=run is None or lesson.name[:2] in set(run)))
+        pages.add_notebook(lesson, with_outputs(lesson, kept, run=run is None or lesson.name[:2] in set(run)))
     solutions = [path for path in found if path not in lessons]
     for solution in solutions:
         notebook = nbformat.read(solution, as_version=4)
@@ -281,7 +284,7 @@ def add_lessons(pages: Pages, executed: Path, run: Iterable[str] | None) -> list
     return [path.relative_to(ROOT).with_suffix("").as_posix() for path in lessons]
 
 
-def lay_out(folder: Path, executed: Path, run: Iterable[str] | None) -> None:
+def lay_out(folder: Path, kept: Path, run: Iterable[str] | None) -> None:
     """Fill the folder that Sphinx reads."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -290,7 +293,7 @@ def lay_out(folder: Path, executed: Path, run: Iterable[str] | None) -> None:
         source = ROOT / "docs" / name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
     copy_mathjax(folder / "_static" / "mathjax")
-    lessons = add_lessons(pages, executed, run)
+    lessons = add_lessons(pages, kept, run)
     models = add_models(pages)
     for name in PAGES:
         pages.add(ROOT / name)
@@ -321,23 +324,25 @@ def copy_mathjax(folder: Path) -> None:
 # --- the build ----------------------------------------------------------------------------------------------------
 
 
-def build(site: Path = SITE, run: Iterable[str] | None = None, executed: Path | None = None) -> list[str]:
-    """Build the site; return the faults of its pages. Raises ``CalledProcessError`` if Sphinx warns of anything."""
-    lay_out(site / "pages", executed or site / "executed", run)
+def build(site: Path = SITE, run: Iterable[str] | None = None, kept: Path | None = None) -> list[str]:
+    """Build the site; return the faults of its pages. Raises ``RuntimeError`` if Sphinx warns of anything."""
+    lay_out(site / "pages", kept or site / "executed", run)
     html = site / "html"
     shutil.rmtree(html, ignore_errors=True)
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-d", site / "doctrees"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, site / "pages", html], env=environment, check=True)
+    if subprocess.run([*command, site / "pages", html], env=environment).returncode:
+        raise RuntimeError("Sphinx warns of what is above: a page would not be right.")
     return list(faults(html))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build the site, and say where it is; return 1 if a link leads nowhere or a page fetches from elsewhere."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="*", metavar="NUMBER", help="lessons that may run, as in 00 05; default: all")
     parser.add_argument("--out", type=Path, default=SITE, metavar="FOLDER", help="default: build/site")
     asked = parser.parse_args(arguments)
+    check_output_folder(asked.out, "--out")
     start = time.perf_counter()
     found = build(asked.out.resolve(), asked.run)
     print("\n".join(found) or f"{asked.out / 'html' / 'index.html'}: {time.perf_counter() - start:.0f} s")
@@ -345,4 +350,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main))
