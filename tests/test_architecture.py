@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PLAN = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGES = ("context_diffusion", "experiments")
-TEXTBOOK_MAY = {"images", "checkpoints", "checks", "from_scratch"}
+TEXTBOOK_MAY = {"images", "checkpoints", "checks", "signatures", "from_scratch"}
 KNOW_DIFFUSERS_INSIDE = {"pipelines", "latents", "alignment"}
 EXPORTED = {
     "diffusers",

@@ -111,7 +111,7 @@ def test_a_cut_prompt_is_announced(tokenizer):
 
 def test_bad_input(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own sentence, not the type checker's
-    with pytest.raises(TypeError, match="string or a list of strings; got int in"):
+    with pytest.raises(TypeError, match="a string or a list of strings, not 3"):
         tokenizer(["a", 3])
     with pytest.raises(FileNotFoundError, match="holds neither"):
         Tokenizer.from_pretrained(tmp_path)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import find_device, find_dtype, find_model
 from ..images import ImageLike, listed, to_pil, to_tensor
+from ..signatures import checked
 from .autoencoder import Autoencoder
 from .sampling import Context, State, denoise, draw_noise, make_generators
 from .schedulers import Scheduler
@@ -66,6 +67,7 @@ class StableDiffusion:
         return self.unet.sample_size * self.autoencoder.factor
 
 
+@checked
 def encode_prompt(model: StableDiffusion, prompts: str | Sequence[str]) -> Context:
     """One vector per token of each prompt."""
     return model.text_encoder(model.tokenizer(prompts).to(model.unet.conv_in.weight.device))
@@ -111,12 +113,14 @@ def images_to_tensor(images: Pictures) -> Float[Tensor, "batch 3 height width"]:
     return torch.stack(pixels) * 2 - 1
 
 
+@checked
 def tensor_to_images(pixels: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
     """A tensor in [-1, 1] as pictures; values outside are clipped."""
     return [to_pil(picture / 2 + 0.5) for picture in pixels]
 
 
 @torch.no_grad()
+@checked
 def text_to_image(
     model: StableDiffusion,
     prompt: str | Sequence[str] = "",
@@ -153,6 +157,7 @@ def text_to_image(
 
 
 @torch.no_grad()
+@checked
 def image_to_image(
     model: StableDiffusion,
     prompt: str | Sequence[str],

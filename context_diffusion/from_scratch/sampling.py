@@ -1,5 +1,6 @@
 """The reverse process: U-Net, guidance and scheduler in a loop, each picture with its own random numbers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import LIMITS, check_count
+from ..signatures import checked
 from .schedulers import Scheduler, Time
 from .unet import UNet
 
@@ -59,13 +62,23 @@ def denoise(
         yield State(i, s, x, x_0)
 
 
+@checked
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """A batch of standard normal numbers, each picture's from its own generator, on the CPU, in float32."""
+    if (
+        not generators
+        or not all(isinstance(each, torch.Generator) for each in generators)
+        or min(shape, default=1) < 0
+        or math.prod(shape) > LIMITS["pixels"]
+    ):
+        raise ValueError(f"Noise has a shape of whole numbers and a generator for each picture; got {tuple(shape)!r}.")
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
+@checked
 def make_generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     """One generator for each picture; a single ``seed`` stands for itself and the numbers after it."""
+    check_count("count", count, LIMITS["num_images"])
     seeds = range(seed, seed + count) if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise ValueError(f"Give one seed, or one for each of the {count} prompts; got {len(seeds)}.")

@@ -16,10 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import check_count
+from ..signatures import checked
+
 Latents = Float[Tensor, "batch ..."]
 Time = int | float
 
 
+@checked
 def make_betas(
     schedule: str = "scaled_linear", steps: int = 1000, start: float = 0.00085, end: float = 0.012
 ) -> Float[Tensor, " steps"]:
@@ -28,6 +32,9 @@ def make_betas(
     ``linear`` (Ho et al. 2020, section 4); ``scaled_linear``: linear in sqrt(beta) (Stable Diffusion); ``cosine``:
     alpha_bar follows cos^2 (Nichol & Dhariwal 2021, eq. 17; ignores ``start`` and ``end``).
     """
+    check_count("steps", steps, 1_000_000)
+    if not 0 < start <= end < 1:
+        raise ValueError(f"Variances grow from start to end, between 0 and 1; got {start} and {end}.")
     if schedule == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if schedule == "scaled_linear":

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..checks import LIMITS, check_list, shown
+from ..signatures import checked
 from .weights import read_json
 
 END_OF_WORD = "</w>"
@@ -48,6 +50,13 @@ def split_words(text: str) -> list[str]:
     return [text[match.start() : match.end()] for match in _WORD.finditer(_outline(text))]
 
 
+def check_string(text: object) -> str:
+    """Return a text as it is: half of a character is as good as an unknown one."""
+    if not isinstance(text, str):
+        raise TypeError(f"A prompt is a string or a list of strings, not {shown(text)}.")
+    return text
+
+
 class Tokenizer:
     """Text in, a fixed number of token ids out: start, the text's own tokens, end, padding.
 
@@ -58,9 +67,10 @@ class Tokenizer:
         start, end, padding, unknown: the special tokens; each is recognised anywhere in a text.
     """
 
+    @checked
     def __init__(
         self,
-        vocab: dict[str, int],
+        vocab: dict,
         merges: Iterable[tuple[str, str]],
         *,
         max_length: int = 77,
@@ -79,6 +89,7 @@ class Tokenizer:
         self._token = {i: token for token, i in vocab.items()}
 
     @classmethod
+    @checked
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer folder: either ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``."""
         folder = Path(folder)
@@ -111,6 +122,8 @@ class Tokenizer:
 
     def pieces(self, word: str) -> list[str]:
         """Merge the bytes of a word: again and again, everywhere, the pair of neighbours that was learned first."""
+        if not check_string(word):
+            return []
         letters = [BYTE_TO_LETTER[byte] for byte in word.encode("utf-8", errors="replace")]
         parts = [*letters[:-1], letters[-1] + END_OF_WORD]
         while len(parts) > 1:
@@ -128,7 +141,7 @@ class Tokenizer:
     def tokens(self, text: str) -> list[str]:
         """The text's own tokens as strings, without start, end and padding."""
         tokens = []
-        for part in self._specials.split(text):
+        for part in self._specials.split(check_string(text)):
             if self._specials.fullmatch(part):
                 tokens.append(part)
             else:
@@ -139,21 +152,23 @@ class Tokenizer:
         """The text's own token ids, without start, end and padding; as many as the text needs."""
         return [self.vocab.get(token, self.vocab[self.unknown]) for token in self.tokens(text)]
 
+    @checked
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, without special tokens.
 
         The inverse of ``encode`` up to capital letters, the width of spaces, and spaces around punctuation.
         """
-        tokens = [self._token[int(i)] for i in ids]
+        ids = list(ids)
+        if unknown := [i for i in ids if i not in self._token]:
+            raise ValueError(f"The vocabulary has {len(self._token)} tokens; there is none of number {unknown[0]}.")
+        tokens = [self._token[i] for i in ids]
         letters = "".join(token for token in tokens if not self._specials.fullmatch(token))
         words = letters.split(END_OF_WORD)
         return " ".join(bytes(LETTER_TO_BYTE[c] for c in word).decode("utf-8", "replace") for word in words).strip(" ")
 
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "batch tokens"]:
         """``max_length`` ids for each text; a longer text is cut, with a warning that shows what is lost."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
-            raise TypeError(f"A prompt is a string or a list of strings; got {wrong[0]} in the list.")
+        texts = [texts] if isinstance(texts, str) else check_list("texts", texts, LIMITS["images"])
         rows, room = [], self.max_length - 2
         for text in texts:
             ids = self.encode(text)
