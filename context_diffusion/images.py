@@ -4,6 +4,7 @@ Every function that takes an image accepts a path, a PIL image, a uint8 or float
 :func:`load_image_as_tensor` returned (:mod:`context_diffusion.reading` has the rules).
 """
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -256,13 +257,22 @@ def save_image(image: ImageLike, path: str | os.PathLike, **options) -> Path:
     picture = load_image(image)
     with written_whole(target) as temporary:
         try:
-            picture.save(temporary, **options)
+            _encode(picture, temporary, options)
         except Exception as error:
             if isinstance(error, OSError) and error.errno:  # of the disk, not of the encoder
                 raise
             given = f" with {shown(options)}" if options else ""
             raise ValueError(f"{shown_path(target)} cannot be encoded{given}: {reason(error)}.") from error
     return target
+
+
+def _encode(picture: Image.Image, path: Path, options: dict) -> None:
+    if Image.registered_extensions()[path.suffix.lower()] != "JPEG2000":
+        return picture.save(path, **options)
+    buffer = io.BytesIO()  # because that encoder never ends on a full disk
+    buffer.name = str(path)
+    picture.save(buffer, **options)
+    path.write_bytes(buffer.getvalue())
 
 
 def check_picture_path(path: object, what: str = "The output") -> Path:

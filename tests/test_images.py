@@ -387,3 +387,15 @@ def test_the_narrowest_picture_is_read_resized_and_framed(shape):
     assert load_image(strip).size == shape[::-1]
     for fit in ("crop", "stretch", "pad"):
         assert resize(strip, 32, fit).size == (32, 32)
+
+
+def test_the_encoder_that_never_ends_on_a_full_disk_does_not_write_to_one(tmp_path, monkeypatch):
+    seen = []
+    save = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda self, file, **options: seen.append(file) or save(self, file))
+    for name in ("a.jp2", "a.j2k"):
+        save_image(gradient(), tmp_path / name)
+    assert all(isinstance(file, io.BytesIO) for file in seen)
+    assert (tmp_path / "a.jp2").read_bytes()[4:8] == b"jP  " and (tmp_path / "a.j2k").read_bytes()[
+        :4
+    ] == b"\xff\x4f\xff\x51"
