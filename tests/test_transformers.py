@@ -1,11 +1,16 @@
 """``style_aligned`` on transformers, one call of the network at a time: the textbook's, and never silently off."""
 
+import copy
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from peft import LoraConfig
 from textbook_transformers import textbook
+from tiny import tiny_sd15
 from tiny_transformers import COLUMNS, KINDS, ROWS, inputs, network, output, some_rows
 from torch.testing import assert_close
 
@@ -73,3 +78,246 @@ def test_placements_differ():
         beside, same, untwisted = (aligned(kind, placement=each) for each in ("beside", "same", "untwisted"))
         assert min((beside - same).abs().max(), (same - untwisted).abs().max()) > 1e-4
         assert torch.equal(beside, aligned(kind))
+
+
+# Properties
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_row_is_plain_and_all_others_differ(kind):
+    found, without = aligned(kind), plain(kind)
+    assert_close(found[0], without[0], atol=1e-6, rtol=1e-6)
+    assert ((found - without)[1:].abs().flatten(1).amax(dim=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_off_is_plain(kind):
+    off = {"adain_queries": False, "adain_keys": False}
+    without = plain(kind)
+    assert torch.equal(aligned(kind, share_attention=False, **off), without)
+    assert torch.equal(aligned(kind, layers=0.0), without)
+    assert torch.equal(aligned(kind, first_step=9), without)
+    for shift in (-torch.inf, -60.0):
+        assert_close(aligned(kind, score_shift=shift, **off), without, atol=1e-6, rtol=1e-6)
+    alone = some_rows(inputs(kind), slice(1, 2))  # a reference without pictures
+    assert torch.equal(aligned(kind, alone), plain(kind, alone))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_second_call_is_the_first_and_nothing_is_left_behind(kind):
+    net, given, before = network(kind), inputs(kind), plain(kind)
+    processors = {name: module.processor for name, module in net.named_modules() if hasattr(module, "processor")}
+    with torch.no_grad(), style_aligned(piped(net), branches=("cond",)):
+        first, second = output(net, given), output(net, given)
+    assert torch.equal(first, second) and torch.equal(plain(kind), before)
+    assert all(net.get_submodule(name).processor is found for name, found in processors.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_does_not_depend_on_its_batch(kind):
+    given = inputs(kind, rows=3)
+    together = aligned(kind, given)
+    pair = aligned(kind, some_rows(given, slice(0, 2)))
+    assert_close(together[:2], pair, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "z-image"])
+def test_stacked_branches_are_each_branch_alone(kind):
+    given = inputs(kind, rows=4)
+    stacked = aligned(kind, given, branches=("uncond", "cond"))
+    each = [aligned(kind, some_rows(given, rows)) for rows in (slice(0, 2), slice(2, 4))]
+    assert_close(stacked, torch.cat(each), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_of_ones_own_says_its_branches(kind):
+    with pytest.raises(ValueError, match="pass branches=") as caught:
+        aligned(kind, branches=None)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be split"):
+        aligned(kind, branches=("uncond", "cond"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_call_leaves_no_trace(kind, error):
+    net, given, expected = network(kind), inputs(kind), aligned(kind)
+    armed = [True]
+
+    def strike(*_):
+        if armed.pop() if armed else False:
+            raise error
+
+    with torch.no_grad(), style_aligned(piped(net), branches=("cond",)) as aligner:
+        last = list(aligner.attentions.values())[-1]
+        inside = [module for module in last.modules() if isinstance(module, torch.nn.Linear)][-1]
+        handle = inside.register_forward_pre_hook(strike)
+        try:
+            with pytest.raises(error):
+                output(net, given)
+        finally:
+            handle.remove()
+        assert torch.equal(output(net, given), expected)
+    assert_close(plain(kind)[0], expected[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_threads_and_copies_draw_as_ever(kind):
+    net, given, without = network(kind), inputs(kind), plain(kind)
+    found = []
+
+    def draw():
+        with torch.no_grad():
+            found.append(output(net, given))
+
+    with style_aligned(piped(net), branches=("cond",)):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+        twin = copy.deepcopy(net)
+        with torch.no_grad():
+            found.append(output(twin, given))
+    assert torch.equal(found[0], without) and torch.equal(found[1], without)
+
+
+def test_sd3_fused():
+    net = copy.deepcopy(network("sd3"))
+    net.fuse_qkv_projections()
+    net.transformer_blocks[0].attn2.set_processor(JointAttnProcessor2_0())  # the fused one fails without text
+    with torch.no_grad():
+        without = output(net, inputs("sd3"))  # not the unfused prediction: the fused processor leaves out the norms
+    found = aligned("sd3", net=net)
+    assert_close(found[0], without[0], atol=1e-6, rtol=1e-6)
+    assert ((found - without)[1:].abs().flatten(1).amax(dim=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "z-image"])
+def test_fused_attentions(kind):
+    net = copy.deepcopy(network(kind))
+    fused = [module for module in net.modules() if hasattr(module, "fuse_projections")]
+    assert fused
+    for module in fused:
+        module.fuse_projections()
+    assert_close(aligned(kind, net=net), aligned(kind), atol=1e-5, rtol=1e-5)
+
+
+LORA = {
+    "flux": (["to_q", "to_k", "to_v", "add_q_proj"], "joint_attention_kwargs"),
+    "flux2": (["to_q", "to_k", "to_v", "to_qkv_mlp_proj"], "joint_attention_kwargs"),
+    "sd3": (["to_q", "to_k", "to_v"], "joint_attention_kwargs"),
+    "qwen": (["to_q", "to_k", "to_v"], "attention_kwargs"),
+    "z-image": (["to_q", "to_k", "to_v"], None),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_lora(kind):
+    targets, argument = LORA[kind]
+    net, given = copy.deepcopy(network(kind)), inputs(kind)
+    net.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False))
+    scales = (None,) if argument is None else (None, 0.4)
+    for scale in scales:
+        told = given if scale is None else given | {argument: {"scale": scale}}
+        with torch.no_grad():
+            without = output(net, told)
+        with torch.no_grad(), style_aligned(piped(net), branches=("cond",)):
+            found, again = output(net, told), output(net, told)
+        assert_close(found[0], without[0], atol=1e-6, rtol=1e-6)
+        assert torch.equal(found, again)
+        assert ((found - without)[1:].abs().flatten(1).amax(dim=1) > 1e-3).all()
+        assert (without - plain(kind)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["native", "_native_math", "flex"])
+def test_attention_backends_are_right_or_refused(kind, backend, request):
+    net = copy.deepcopy(network(kind))
+    net.set_attention_backend(backend)
+    request.addfinalizer(lambda: net.set_attention_backend("native"))  # it sets the backend of all networks
+    dispatched = any(getattr(module.processor, "_attention_backend", None) is not None
+                     for module in net.modules() if hasattr(module, "processor"))  # fmt: skip
+    assert dispatched == (kind != "sd3")  # whose processors know no backends
+    if backend == "flex" and dispatched:
+        with pytest.raises(RuntimeError, match="native attention backend"):
+            aligned(kind, net=net)
+        return
+    assert_close(aligned(kind, net=net), aligned(kind), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_are_found_although_times_are_rounded(kind):
+    net, given = copy.deepcopy(network(kind)).bfloat16(), inputs(kind)
+    half = {name: [x.bfloat16() for x in value] if isinstance(value, list) and isinstance(value[0], torch.Tensor) else
+            value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() and "ids" not in name
+            else value for name, value in given.items()}  # fmt: skip
+    with torch.no_grad():
+        without = output(net, half)
+    step = 3  # of ten from 1000: about 700
+    on, off, late = (aligned(kind, half, net=net, first_step=first, last_step=last)
+                     for first, last in ((step, step), (step + 1, None), (0, step - 1)))  # fmt: skip
+    assert torch.equal(off, without) and torch.equal(late, without)
+    assert ((on - without)[1:].abs().flatten(1).amax(dim=1) > 1e-3).all()
+    assert (on[0] - without[0]).abs().max() < 0.05
+
+
+MEANINGLESS = {
+    "full_attention": True, "share_group_norm": True, "negative_query": True, "swap_attention": 0.5,
+    "subject_scale": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANINGLESS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_without_a_meaning_are_refused(kind, name):
+    with pytest.raises(ValueError, match=name.partition("_")[0]) as caught:
+        aligned(kind, **{name: MEANINGLESS[name]})
+    assert "\n" not in str(caught.value)
+
+
+def test_placement_is_refused_without_rotary_positions():
+    for pipe in (piped(network("sd3")), tiny_sd15()):
+        with pytest.raises(ValueError, match="rotary positions"), style_aligned(pipe, placement="same"):
+            pass
+
+
+def test_unknown_networks_are_refused_by_name():
+    class Unknown(torch.nn.Module):
+        pass
+
+    for pipe, word in (
+        (SimpleNamespace(transformer=Unknown(), unet=None), "Unknown"),
+        (SimpleNamespace(transformer=None), "SimpleNamespace"),
+        (SimpleNamespace(), "SimpleNamespace"),
+    ):
+        with pytest.raises(TypeError, match="FluxTransformer2DModel") as caught, style_aligned(pipe):
+            pass
+        assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_chosen_by_name_and_by_share(kind):
+    with style_aligned(piped(network(kind)), layers=0.5) as half, torch.no_grad():
+        chosen = set(half.attentions)
+    with style_aligned(piped(network(kind))) as whole:
+        assert chosen < set(whole.attentions)
+        assert not any("refiner" in name for name in whole.attentions)
+    if kind in ("flux", "flux2"):
+        with style_aligned(piped(network(kind)), layers="transformer_blocks") as double:
+            assert list(double.attentions) == ["transformer_blocks.0.attn"]
+        found = aligned(kind, layers="transformer_blocks")
+        assert_close(found[0], plain(kind)[0], atol=1e-6, rtol=1e-6)
+        assert (found[1:] - plain(kind)[1:]).abs().max() > 1e-3
+
+
+def test_gradients_flow_through_shared_layers():
+    for kind in KINDS:
+        given = inputs(kind, rows=2)
+        name = "x" if kind == "z-image" else "hidden_states"
+        rows = [row.clone().requires_grad_() for row in given[name]]
+        told = given | {name: rows if kind == "z-image" else torch.stack(rows)}
+        with style_aligned(piped(network(kind)), branches=("cond",)):
+            found = output(network(kind), told)
+        found[1].sum().backward()
+        assert all(row.grad.abs().max() > 0 for row in rows)  # the target's output hears the reference
+        assert_close(found.detach(), aligned(kind, given), atol=1e-5, rtol=1e-5)
