@@ -161,8 +161,9 @@ TYPESET = (
     "document.readyState === 'complete' && "
     "(!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true))"
 )
-PLACES = ["index", "tables", "notebooks/00_quickstart", "notebooks/01_encoding",
-          "notebooks/05_adain_and_shared_attention", "reference/alignment", "docs/glossary", "data/checkpoints/tiny-scenes/README"]  # fmt: skip
+LOOKED_AT = ("00_quickstart", "01_encoding", "05_adain_and_shared_attention")
+PLACES = [*(f"notebooks/{name}" for name in LOOKED_AT), "index", "tables", "reference/alignment", "docs/glossary"]
+PLACES += ["data/checkpoints/tiny-scenes/README"]
 
 
 @pytest.mark.slow
