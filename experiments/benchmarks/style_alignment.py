@@ -1,7 +1,10 @@
 """Time and memory of style alignment, in ratios: plain, textbook, ours, ours with a cached reference.
 
     python -m experiments.benchmarks.style_alignment --tiny   # a minute on one CPU core: a tiny SDXL, small layers
-    python -m experiments.benchmarks.style_alignment          # SDXL's layers; on a GPU also its whole U-Net (random)
+    python -m experiments.benchmarks.style_alignment          # SDXL's layers and SD 1.5's U-Net; on a GPU also SDXL's
+    python -m experiments.benchmarks.style_alignment --scenes # the offline model
+
+Whole U-Nets have random weights; SD 1.5's draws at 512 px.
 
 Every round runs all variants one after the other; a ratio is the median over rounds of the ratios within a round, so
 that a busy machine slows both sides alike. On a CPU the process's own time on one thread is counted.
@@ -29,6 +32,7 @@ from context_diffusion.checks import check_count
 from context_diffusion.commands import Parser, run_command
 from context_diffusion.files import check_output, written_whole
 from context_diffusion.from_scratch.style_aligned import TextbookSettings, textbook
+from context_diffusion.pipelines import load_pipeline
 
 SHIFT = math.log(2)
 TINY_SDXL = {
@@ -43,6 +47,12 @@ TINY_SDXL = {
     "attention_head_dim": (2, 4),
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 32 + 6 * 8,
+}
+SD15 = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
 }
 SDXL = {
     "sample_size": 128,
@@ -92,6 +102,7 @@ class Subject:
         scheduler.set_timesteps(50)
         self.pipe = SimpleNamespace(unet=unet, scheduler=scheduler)
         self.time = scheduler.timesteps[20]
+        real = real and config.addition_embed_type == "text_time"  # of SDXL: pooled text and sizes
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim if real else 8
 
         def embeddings(rows: int) -> dict[str, Tensor]:
@@ -134,6 +145,7 @@ class Subject:
             "ours, shift": (ours(score_shift=SHIFT), targets),
             "textbook, reference row, shift": (written(SHIFT), with_row),
             "ours, reference, shift": (ours(**outside), targets),
+            "ours, cached reference": (ours(cache=True, references=self.trajectory), targets),
             "ours, cached reference, shift": (ours(cache=True, **outside), targets),
         }
 
@@ -210,6 +222,7 @@ def show(title: str, table: dict[str, dict[str, float]]) -> None:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small shapes only")
+    parser.add_argument("--scenes", action="store_true", help="the offline model's U-Net alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write all numbers to this JSON file")
@@ -232,16 +245,26 @@ def main() -> None:
     def unet(config: dict) -> UNet2DConditionModel:
         return UNet2DConditionModel(**config, use_linear_projection=True, addition_embed_type="text_time")
 
+    against_plain = ("plain", "ours, cached reference", "ours, cached reference, shift")
+    if options.scenes:
+        network = load_pipeline("tiny-scenes", device=device).unet
+        for images in (1, 4):
+            run(f"tiny-scenes, {images} images", network, images)
+        return
+
     for images in (1, 4):
         run(f"tiny SDXL, {images} images", unet(TINY_SDXL), images)
     shapes = [(8, 64, 4), (16, 64, 4), (32, 64, 4)] if options.tiny else [(32, 1280, 20), (64, 640, 10)]
-    if device == "cpu" and not options.tiny:
-        shapes = shapes[:1]  # the other one's written-out scores take several GiB
     for side, channels, heads in shapes:
         run(f"one layer, {side * side} tokens x {channels}, {count} images", OneLayer(side, channels, heads), count)
+        run(f"one layer, {side * side} tokens x {channels}, 1", OneLayer(side, channels, heads), 1, only=against_plain)
     for references in (1, 2, 3):
         few = ("plain", "ours, reference, shift", "ours, cached reference, shift")
         run(f"{references} references, 256 tokens x 64", OneLayer(16, 64, 4), 3, references, few)
+    if not options.tiny:
+        against_textbook = ("plain", "textbook", "ours", "textbook, shift", "ours, shift")
+        run("SD 1.5 at 512 px, 2 images", UNet2DConditionModel(**SD15), 2, only=against_textbook)
+        run("SD 1.5 at 512 px, 1 image", UNet2DConditionModel(**SD15), 1, only=against_plain)
     if device != "cpu" and not options.tiny:
         for images in (1, 4):
             run(f"SDXL, {images} images", unet(SDXL), images)
