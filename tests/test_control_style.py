@@ -9,6 +9,7 @@ from aligning import PROMPTS, calm, draw, noise, recorded
 from tiny import tiny_control_img2img, tiny_controlnet, tiny_sd15, tiny_sdxl
 
 from context_diffusion.alignment.aligner import ReferenceCache, style_aligned
+from context_diffusion.alignment.networks import UNET
 from context_diffusion.alignment.reference_pass import without_control, zero_first_image
 from context_diffusion.pipelines import as_pipeline
 
@@ -235,7 +236,7 @@ def test_zeros_are_for_the_first_image_of_each_branch_and_for_nothing_else():
     assert one_for_all.flatten().tolist() == [0, 1, 0, 1]
     text = torch.randn(6, 2, 3)
     kwargs = {"mid_block_additional_residual": rows, "encoder_hidden_states": text, "return_dict": False}
-    changed = without_control(kwargs, 6, 2)
+    changed = without_control(kwargs, UNET.residuals, 6, 2)
     assert changed.keys() == kwargs.keys() and changed["encoder_hidden_states"] is text
     assert torch.equal(changed["mid_block_additional_residual"], zeroed)
 
