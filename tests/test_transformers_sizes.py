@@ -148,3 +148,18 @@ def test_bfloat16_keys_are_turned_in_float32():
     keys = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = turned(keys.double().float(), rotary.angles(right=7))
     assert torch.equal(turned(keys, rotary.angles(right=7)), exact.bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen"])
+def test_packed_latents_of_another_size_than_said_are_refused(kind):
+    pipe, latents = tiny.pipeline(kind), torch.zeros(1, 24, 16)
+    with pytest.raises(ValueError, match="a sequence of 24 patches.* 3 x 5"):
+        flow_invert(pipe, latents=latents, num_inference_steps=1, **size_of(kind, 3, 5))
+    assert len(flow_invert(pipe, latents=latents, num_inference_steps=1, **size_of(kind, 4, 6))) == 1
+
+
+def test_a_mask_that_one_branch_needs_and_the_other_does_not():
+    masked = {"uncond.text": torch.ones(1, 3, 2), "uncond.mask": torch.ones(1, 3), "cond.text": torch.zeros(1, 4, 2)}
+    told = networks.arguments_of(masked, {"mask": None}, ("cond",))
+    assert told["mask"] is None and told["text"].shape == (1, 4, 2)
+    assert networks.arguments_of(masked, {"mask": None}, ("uncond",))["mask"].shape == (1, 3)

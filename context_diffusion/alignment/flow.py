@@ -160,6 +160,12 @@ def flow_start(
                 embeddings |= rows_of(value, f"{branch}.{name}")
             else:
                 shared[name] = value
+    rows, columns = architecture.grid_of(network, clean, embeddings, shared)
+    if clean.ndim == 3 and clean.shape[1] != rows * columns:  # packed into a sequence
+        raise ValueError(
+            f"These latents are a sequence of {clean.shape[1]} patches, and the picture's height and width make {rows} "
+            f"x {columns}; pass those of the picture they belong to."
+        )
     return FlowStart(
         pipe,
         clean,

@@ -78,6 +78,9 @@ class Architecture:
         device = latents.device
         on_device = {name: _moved(value, device) for name, value in given.items()}
         rows = {self.sample: self.rows(latents.to(network.dtype)), self.timestep: timestep.expand(len(latents))}
+        if getattr(network.config, "encoder_hid_dim_type", None) == "ip_image_proj":  # IP-Adapters want pictures
+            how = on_device.get("joint_attention_kwargs") or {}
+            on_device["joint_attention_kwargs"] = how | {"ip_hidden_states": []}
         found = network(**on_device, **rows, return_dict=False)[0]
         return self.sign * (torch.stack(found).squeeze(2) if isinstance(found, list) else found)
 
@@ -118,7 +121,8 @@ def arguments_of(embeddings: dict[str, Tensor], shared: Given, branches: Sequenc
     if missing:
         raise ValueError(f"The trajectory has no text for the guidance branch {missing[0]!r}; make it from prompts.")
     told: Given = dict(shared)
-    for name in dict.fromkeys(key.partition(".")[2] for key in embeddings if not key.endswith(LENGTH)):
+    known = [key.partition(".") for key in embeddings if not key.endswith(LENGTH)]
+    for name in (name for branch, _, name in known if branch == branches[0]):  # a text may need no mask
         parts = [embeddings[f"{branch}.{name}"] for branch in branches]
         if f"{branches[0]}.{name}{LENGTH}" not in embeddings:
             told[name] = torch.cat(parts)
