@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
 from .checks import check_choice, check_flag, check_path, check_text, either, plain, shown
@@ -174,7 +175,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _file(name: str, value: object) -> object:
-    check_path(name, value)
+    check_path(name, value if isinstance(value, os.PathLike) else _refuse(name, value, os.PathLike))
     return value
 
 
@@ -251,10 +252,11 @@ RULES: dict[Any, Callable[[str, Any], Any]] = {
     bool: check_flag,
     str: _text,
     os.PathLike: _file,
+    Path: _file,
     Hashable: _hashable,
     types.NoneType: _nothing,
 }
 WORDS: dict[Any, str] = {
     int: "a whole number", typing.SupportsInt: "a whole number", float: "a number", bool: "True or False",
-    str: "a text", os.PathLike: "a path", Hashable: "a label", types.NoneType: "None",
+    str: "a text", os.PathLike: "a path", Path: "a path", Hashable: "a label", types.NoneType: "None",
 }  # fmt: skip

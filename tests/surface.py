@@ -352,6 +352,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     # alignment and the textbook
     "ddim_invert.num_inference_steps": lambda: 2,
     "Trajectory.join.trajectories": lambda: [trajectory(), trajectory()], "Trajectory.at.timestep": lambda: 1,
+    "Trajectory.on_line.time": lambda: 0.5,
     "Trajectory.save.path": lambda: "t.safetensors", "Trajectory.load.path": lambda: saved_trajectory(),
     **{f"Trajectory.{name}": (lambda name=name: getattr(trajectory(), name))
        for name in ("latents", "timesteps", "alphas", "embeddings", "prompts")},
@@ -417,7 +418,8 @@ INSIDE = (
     "notebook.setup", "notebook.quiet", "notebook.install_missing", "finetune.main", "fusion.description.Source",
     "encoders.Encoder", "encoders.features", "encoders.warn_if_cut", "checkpoints.Model", "checkpoints.Network",
     "checkpoints.dtype_keyword", "checkpoints.load_part", "checkpoints.find_part", "checkpoints.not_on_disk",
-    "finetune.Learner", "finetune.read_caption", "finetune.digest", "finetune.encode", "finetune.save_lora",
+    "checkpoints.transformer", "finetune.Learner", "finetune.read_caption", "finetune.digest", "finetune.encode",
+    "finetune.save_lora",
     "finetune.read_folder", "context.request.CheckedRequest", "context.contexts", "context.projector",
     "pipelines.GuidedForward", "pipelines.check_", "pipelines.load_adapter", "pipelines.kept_adapter_scale",
     "pipelines.as_pipeline", "pipelines.place", "pipelines.load_controlnet", "latents.conditions", "latents.alpha_at",

@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import LIMITS, check_count
+from ..checks import LIMITS, check_count, check_list
 from ..signatures import checked
 from .schedulers import Scheduler, Time
 from .unet import UNet
@@ -65,14 +65,12 @@ def denoise(
 @checked
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """A batch of standard normal numbers, each picture's from its own generator, on the CPU, in float32."""
-    if (
-        not generators
-        or not all(isinstance(each, torch.Generator) for each in generators)
-        or min(shape, default=1) < 0
-        or math.prod(shape) > LIMITS["pixels"]
-    ):
-        raise ValueError(f"Noise has a shape of whole numbers and a generator for each picture; got {tuple(shape)!r}.")
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+    given = check_list("generators", generators, LIMITS["num_images"])
+    if not given or not all(isinstance(each, torch.Generator) for each in given):
+        raise TypeError("Noise needs a list of torch.Generator, one for each picture.")
+    if min(shape, default=1) < 0 or math.prod(shape) > LIMITS["pixels"]:
+        raise ValueError(f"Noise has a shape of a few whole numbers, at least 0; got {tuple(shape)}.")
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in given])
 
 
 @checked
