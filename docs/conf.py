@@ -1,5 +1,8 @@
 """Sphinx's settings for the site; ``make site`` puts the pages in place first (experiments/publishing/site.py)."""
 
+import re
+
+from docutils import nodes
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
@@ -49,14 +52,25 @@ html_theme_options = {
 
 
 def setup(app: Sphinx) -> None:
-    """Docstrings are plain sentences with double backticks: a bar in them is a bar. ``layers`` is no language."""
-    app.connect("autodoc-process-docstring", lambda app, what, name, found, options, lines: keep_bars(lines))
+    """Mend what would be set wrongly: signs in docstrings, formulas of several lines. ``layers`` is no language."""
+    app.connect("autodoc-process-docstring", lambda app, what, name, found, options, lines: keep_signs(lines))
+    app.connect("doctree-resolved", lambda app, tree, page: keep_formulas(tree))
     app.add_lexer("layers", TextLexer)
 
 
-def keep_bars(lines: list[str]) -> None:
-    """Escape what stands for a substitution in reStructuredText, outside literals."""
+def keep_signs(lines: list[str]) -> None:
+    """Escape what is markup in reStructuredText and a plain sign in our docstrings: ``|dx|``, ``V_-i``, a lone star."""
     for number, line in enumerate(lines):
         parts = line.split("``")
-        parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+        parts[::2] = [
+            re.sub(r"\||(?<=\w)_(?!\w)|(?<![*\w])\*(?=\w)(?![^*]*\*)", r"\\\g<0>", part) for part in parts[::2]
+        ]
         lines[number] = "``".join(parts)
+
+
+def keep_formulas(tree: nodes.document) -> None:
+    """Hand formulas to MathJax as they are written: around lines of its own Sphinx would put a second environment."""
+    for formula in tree.findall(nodes.math_block):
+        if not formula.get("no-wrap"):
+            formula["no-wrap"] = True
+            formula.children = [nodes.Text(f"\\[{formula.astext()}\\]")]

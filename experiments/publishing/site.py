@@ -26,7 +26,7 @@ import nbformat
 from context_diffusion.commands import Parser, run_command
 from context_diffusion.files import ROOT, check_output_folder, written_whole
 
-from .doors import notebooks
+from .doors import FIRST_CELL, notebooks
 from .execution import executed
 from .links import faults
 from .manifest import content
@@ -149,6 +149,8 @@ class Pages:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = self.linked(cell.source, file, path)
+            elif cell.source.startswith(FIRST_CELL.partition("\n")[0]):
+                cell.metadata.tags = ["hide-input"]
         notebook.metadata.pop(KEY, None)
         self.write(path, nbformat.writes(notebook))
 
