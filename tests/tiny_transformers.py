@@ -123,7 +123,8 @@ class _FromWords:
     """Encodes prompts without an encoder."""
 
     def texts(self, prompt) -> torch.Tensor:
-        return torch.stack([_embedding(each) for each in ([prompt] if isinstance(prompt, str) else prompt)])
+        found = torch.stack([_embedding(each) for each in ([prompt] if isinstance(prompt, str) else prompt)])
+        return found.to(self.transformer.dtype)
 
 
 class TinyFlux(_FromWords, diffusers.FluxPipeline):
@@ -149,17 +150,21 @@ class TinySD3(_FromWords, diffusers.StableDiffusion3Pipeline):
 class TinyQwen(_FromWords, diffusers.QwenImagePipeline):
     def encode_prompt(self, prompt=None, prompt_embeds=None, **_):
         texts = self.texts(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         mask = torch.ones(texts.shape[:2], dtype=torch.bool)
-        mask[0, -1] = False
-        return texts, mask
+        mask[[len(each) % 2 == 0 for each in prompts], -1] = False
+        return texts, None if mask.all() else mask  # as diffusers does
 
 
 class TinyZImage(_FromWords, diffusers.ZImagePipeline):
     def encode_prompt(self, prompt=None, negative_prompt=None, do_classifier_free_guidance=True, **_):
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        texts = [_embedding(each, 3 + len(each) % 3) for each in prompts]
-        negative = [negative_prompt or ""] * len(prompts) if not isinstance(negative_prompt, list) else negative_prompt
-        return texts, [_embedding(each) for each in negative] if do_classifier_free_guidance else []
+        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
+        texts, others = (
+            [_embedding(each, 3 + len(each) % 3).to(self.transformer.dtype) for each in words]
+            for words in (prompts, negative)
+        )
+        return texts, others if do_classifier_free_guidance else []
 
 
 @cache

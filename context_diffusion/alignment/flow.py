@@ -130,6 +130,7 @@ def flow_start(
     if (image is None) == (latents is None):
         raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
     check_count("num_inference_steps", steps, 1000)
+    check_sides(pipe, height=height, width=width)
     pictures = [] if image is None else listed(image)
     if image is not None and not pictures:
         raise ValueError("At least one picture is needed; the list of images is empty.")
@@ -159,7 +160,7 @@ def flow_start(
             if name in architecture.per_image and value is not None:
                 embeddings |= rows_of(value, f"{branch}.{name}")
             else:
-                shared[name] = value
+                shared[name] = value[:1] if isinstance(value, list) else value  # shapes, which all pictures share
     rows, columns = architecture.grid_of(network, clean, embeddings, shared)
     if clean.ndim == 3 and clean.shape[1] != rows * columns:  # packed into a sequence
         raise ValueError(
@@ -177,6 +178,14 @@ def flow_start(
     )
 
 
+def check_sides(pipe, **sides: int | None) -> None:
+    """Raise ``ValueError`` for a side of a picture that patches of 2 x 2 latents do not fill."""
+    patch = 2 * pipe.vae_scale_factor
+    for name, side in sides.items():
+        if side is not None and (side < patch or side % patch):
+            raise ValueError(f"The {name} of a picture is a multiple of {patch} pixels for this pipeline; got {side}.")
+
+
 def given_by(pipe, architecture: Architecture, options: Given) -> Given:
     """What the pipeline gives its transformer at the first step, without latents and time; only texts are encoded."""
     network, told = getattr(pipe, architecture.part), {}
@@ -190,6 +199,8 @@ def given_by(pipe, architecture: Architecture, options: Given) -> Given:
         pipe(**{name: value for name, value in options.items() if value is not None})
     except _Stopped:
         pass
+    else:
+        raise RuntimeError(f"{type(pipe).__name__} has come to its end without calling its transformer; check options.")
     finally:
         handle.remove()
     unwanted = (architecture.sample, architecture.timestep, "return_dict", *architecture.residuals)

@@ -59,7 +59,8 @@ class ReferencePass:
         scale = lora_scale(given)
         told = None if condition is None else tuple(condition[0].tolist())
         cast = torch.is_autocast_enabled(sample.device.type) and torch.get_autocast_dtype(sample.device.type)
-        key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries)
+        skipped = tuple(given.get("skip_layers") or ())
+        key = (time, tuple(branches), scale, told, sample.dtype, cast, self.layers, self.queries, skipped)
         if self.architecture.grid is not None:
             call.grid, call.frames = self.grid, self._frames(branches)
         if self.cache is not None:
@@ -122,6 +123,8 @@ class ReferencePass:
         told = arguments_of(self.trajectory.embeddings, self.trajectory.shared, branches)
         if scale is not None:
             told |= {name: {"scale": scale} for name in LORA_SCALES if name in given}
+        if given.get("skip_layers"):  # SD3 guides away from itself without these
+            told["skip_layers"] = given["skip_layers"]
         self.architecture.called(self.network, rows, given[self.architecture.timestep].flatten()[:1], told)
 
 
