@@ -1,7 +1,9 @@
 """The command line: a picture from a query, contexts and a prompt, written whole or not at all."""
 
 import argparse
+import difflib
 import glob
+import importlib
 import re
 import tempfile
 import time
@@ -9,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .checks import LIMITS, check_choice, check_count, check_number, check_text, hint, normalized_weights
+from .checks import LIMITS, check_choice, check_count, check_number, check_text, normalized_weights
 from .commands import Parser, run_command
 from .files import DATA, ROOT, as_path, shown_path
 
@@ -214,9 +216,10 @@ def note_unknown_words(prompt: str, model) -> None:
     unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
     if unknown:
         known = [token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>")]
-        near = hint(unknown[0], [word for word in known if len(word) > 2])
+        near = difflib.get_close_matches(unknown[0], [word for word in known if len(word) > 2], n=1, cutoff=0.75)
+        meant = f"; did you mean {near[0]!r}?" if near else "."
         shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        warnings.warn(f"{model.model.name} has never seen {shown}, and guesses{near}", stacklevel=2)
+        warnings.warn(f"{model.model.name} has never seen {shown}, and guesses{meant}", stacklevel=2)
 
 
 def write_all(images: Iterable, paths: Sequence[Path], report: Callable) -> list[Path]:
@@ -293,13 +296,15 @@ def _reporter(asked: argparse.Namespace, start: float) -> Callable:
 
 def _load(asked: argparse.Namespace, query: str | Path | None, contexts: Sequence[str | Path]):
     """Read the images first, so that a wrong path costs no waiting, then load the model."""
-    from .notebook import quiet
-
-    quiet()
     from .images import load_image
 
     pictures = [load_image(path) for path in contexts]
     layout = None if query is None else load_image(query)
+    from .notebook import quiet
+
+    for library in ("diffusers", "transformers"):  # imported first: no environment variable hides their loading bars
+        importlib.import_module(f"{library}.utils.logging")
+    quiet()
     from .context import ContextDiffusion
 
     return ContextDiffusion.from_pretrained(asked.model, device=asked.device), layout, pictures
