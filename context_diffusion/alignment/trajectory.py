@@ -187,8 +187,9 @@ class Trajectory:
 
     def digest(self) -> str:
         """A short name for the latents, time steps and text, by their values."""
-        common = (value for value in self.shared.values() if isinstance(value, Tensor))
-        parts = (self.latents, self.timesteps, *self.embeddings.values(), *common)
+        told = self.shared | self.embeddings  # in the order of their names, because a file has another
+        texts = (told[name] for name in sorted(told) if isinstance(told[name], Tensor))
+        parts = (self.latents, self.timesteps, *texts)
         digest = hashlib.blake2b()
         for part in parts:
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -259,8 +260,13 @@ def describe_model(pipe) -> dict:
 def _alike(one: dict, other: dict) -> bool:
     """Whether the arguments that references have in common are the same."""
     same = {name: torch.equal(x, y) if isinstance(x := one[name], Tensor) and isinstance(y := other.get(name), Tensor)
-            else x == other.get(name) for name in one}  # fmt: skip
+            else _as_saved(x) == _as_saved(other.get(name)) for name in one}  # fmt: skip
     return one.keys() == other.keys() and all(same.values())
+
+
+def _as_saved(value: Any) -> Any:
+    """A value as a file gives it back, with lists for tuples."""
+    return [_as_saved(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _compare_models(made_by: dict, used_with: dict) -> None:
