@@ -9,12 +9,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from peft import LoraConfig
-from textbook_transformers import textbook
+from textbook_transformers import phases, textbook
 from tiny import tiny_sd15
 from tiny_transformers import COLUMNS, KINDS, ROWS, inputs, network, output, some_rows
 from torch.testing import assert_close
 
-from context_diffusion.alignment import style_aligned
+from context_diffusion.alignment import StyleSettings, Trajectory, style_aligned
+from context_diffusion.alignment.networks import architecture_of, rows_of
+from context_diffusion.alignment.positions import placed
+from context_diffusion.alignment.trajectory import describe_model
 
 GRID = (ROWS, COLUMNS)
 ROTARY = tuple(kind for kind in KINDS if kind != "sd3")
@@ -321,3 +324,62 @@ def test_gradients_flow_through_shared_layers():
         found[1].sum().backward()
         assert all(row.grad.abs().max() > 0 for row in rows)  # the target's output hears the reference
         assert_close(found.detach(), aligned(kind, given), atol=1e-5, rtol=1e-5)
+
+
+# References from outside the batch
+
+
+def trajectory(kind: str, given: dict, branch: str = "cond") -> Trajectory:
+    """Inputs as a reference at the one step that they are for."""
+    pipe = piped(network(kind))
+    architecture = architecture_of(pipe)
+    rows = given[architecture.sample]
+    latents = torch.stack([row.squeeze(1) for row in rows]) if isinstance(rows, list) else rows
+    time = min(pipe.scheduler.timesteps, key=lambda step: abs(step - 700))
+    own = {name: value for name, value in given.items() if name in architecture.per_image}
+    embeddings = {name: x for each in own for name, x in rows_of(given[each], f"{branch}.{each}").items()}
+    embeddings |= {name.replace("uncond", "cond"): x for name, x in embeddings.items()}  # every reference has a prompt
+    common = given.keys() - own.keys() - {architecture.sample, architecture.timestep}
+    return Trajectory(
+        torch.stack([latents, latents]), time[None].float(), torch.tensor([0.3, 1.0]).double(), embeddings,
+        ("",) * len(latents), shared={name: given[name] for name in common}, model=describe_model(pipe),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("placement", ["beside", "same", "untwisted"])
+@pytest.mark.parametrize("grid", [GRID, (3, 8), (6, 2)], ids=["of one size", "wide", "tall"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_references_as_in_the_textbook(kind, grid, placement):
+    if kind == "sd3" and placement != "beside":
+        pytest.skip("it has no rotary positions")
+    given, reference = inputs(kind), inputs(kind, rows=2, grid=grid, seed=5)
+    steps = piped(None).scheduler.timesteps.tolist()
+    done = min(range(10), key=lambda k: abs(steps[k] - 700)) / 9
+    weights = (0.3, 0.7)
+    how = {"placement": placement, "high": 0.25 + 0.5 * done, "low": 1.0 + 0.4 * done, "scale": 1.2, "weights": weights}
+    expected = textbook(kind, network(kind), given, reference, GRID, grid, **how)
+    settings = {"score_scale": 1.2} | ({} if kind == "sd3" else {"placement": placement})
+    for branch in ("cond", "uncond"):
+        made = trajectory(kind, reference, branch)
+        for cache in (False, True):
+            found = aligned(kind, given, (branch,), references=made, weights=weights, cache=cache, **settings)
+            assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert ((expected - plain(kind)).abs().flatten(1).amax(dim=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+def test_no_place_is_taken_twice(kind):
+    """Each place of a picture and of a reference beside it turns by other angles."""
+    for of_reference in (GRID, (3, 8), (6, 2)):
+        settings, net = StyleSettings(), network(kind)
+        architecture = architecture_of(piped(net))
+        rotary = architecture.rotary(net)
+        put = placed(rotary, settings, GRID, of_reference, architecture.centred, 0.0)
+        own = phases(kind, net, GRID)
+        theirs = phases(kind, net, of_reference) * torch.exp(1j * put.angles).to(own.dtype)
+        assert torch.cdist(torch.view_as_real(own).flatten(1), torch.view_as_real(theirs).flatten(1)).min() > 0.1
+        step = rotary.angles(right=1)  # the reference's first column is a step away from the picture's last
+        edge = own.unflatten(0, GRID)[0, -1] * torch.exp(1j * step).to(own.dtype)
+        top = 0 if kind != "qwen" else (GRID[0] - GRID[0] // 2) - (of_reference[0] - of_reference[0] // 2)
+        edge = edge * torch.exp(1j * rotary.angles(0, down=top)).to(own.dtype)
+        assert_close(theirs[0], edge, atol=1e-5, rtol=1e-5)
