@@ -28,6 +28,7 @@ LIMITS = {
     "control_scale": 1000,
     "requests": 1_000_000,
     "sources": 1000,  # of a prompt
+    "references": 1000,  # of style alignment
     "weights": 100_000,
     "characters": 100_000,  # of a text
     "seed": 2**63 - 1,  # the largest that torch takes

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..checks import normalized_weights
 from ..guidance import check_branches, guidance_branches, is_guided, pipeline_call, separate_branch, without_compilation
+from ..signatures import checked
 from .blending import BLENDS, blend_trajectories
 from .equations import Moments, moments
 from .hooks import (
@@ -47,6 +48,7 @@ from .trajectory import Trajectory
 
 
 @contextmanager
+@checked
 def style_aligned(
     pipe,
     *,
@@ -401,11 +403,7 @@ def _one_trajectory(pipe, references, weights, blend: str) -> Trajectory | None:
         if weights is not None or blend != "attention":
             raise ValueError("weights and blend combine references; pass references= as well.")
         return None
-    trajectories = [references] if isinstance(references, Trajectory) else list(references)
-    wrong = next((each for each in trajectories if not isinstance(each, Trajectory)), None)
-    if wrong is not None:
-        raise TypeError(f"References are trajectories, as ddim_invert returns them; got {type(wrong).__name__}.")
-    trajectory = Trajectory.join(trajectories)
+    trajectory = Trajectory.join([references] if isinstance(references, Trajectory) else references)
     trajectory.check(pipe)
     normalized_weights(weights, len(trajectory))
     return trajectory if blend == "attention" else blend_trajectories(pipe, [trajectory], weights, blend)

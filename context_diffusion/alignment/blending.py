@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import normalized_weights
+from ..checks import normalized_weights, shown
+from ..signatures import checked
 from .flow import flow_invert
 from .inversion import ddim_invert, noised_reference
 from .networks import architecture_of
@@ -22,6 +23,7 @@ from .trajectory import Trajectory
 TOLERANCE = 1e-6  # two directions closer than this to opposite, or a mean closer to zero, have no shortest arc
 
 
+@checked
 def linear(
     vectors: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float] | None = None
 ) -> Float[Tensor, "*shape"]:
@@ -30,6 +32,7 @@ def linear(
     return _like(normalized @ stacked, vectors[0])
 
 
+@checked
 def slerp(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
     """Spherical interpolation from ``start`` (t = 0) to ``end`` (t = 1) along the shortest arc.
 
@@ -58,6 +61,7 @@ def slerp(start: Float[Tensor, "*shape"], end: Float[Tensor, "*shape"], t: float
     return _like((weights @ norms) * (coefficient(1 - t) * first + coefficient(t) * second), start)
 
 
+@checked
 def weighted_slerp(
     vectors: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float] | None = None, *, max_iterations: int = 100
 ) -> Float[Tensor, "*shape"]:
@@ -99,6 +103,7 @@ def weighted_slerp(
 BLENDS: dict[str, Callable] = {"linear": linear, "slerp": weighted_slerp}
 
 
+@checked
 def blend_trajectories(
     pipe, references: Sequence[Trajectory], weights: Sequence[float] | None = None, blend: str = "slerp"
 ) -> Trajectory:
@@ -136,6 +141,9 @@ def _rows(vectors: Sequence[Tensor], weights: Sequence[float] | None) -> tuple[T
     """The vectors as rows of a float64 matrix, with their normalized weights."""
     if len(vectors) == 0:
         raise ValueError("There is nothing to blend: the list of vectors is empty.")
+    for vector in vectors:
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"Vectors to blend are tensors of one shape, not {shown(vector)}.")
     shapes = {tuple(vector.shape) for vector in vectors}
     if len(shapes) > 1:
         raise ValueError(f"Vectors to blend have one shape; got {', '.join(map(str, sorted(shapes)))}.")

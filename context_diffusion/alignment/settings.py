@@ -3,6 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from ..checks import LIMITS, check_count
+from ..signatures import check_fields, checked
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class StyleSettings:
         return cls(**{**theirs, "swap_attention": 1 / 6, "negative_query": True, **changes})
 
     def __post_init__(self) -> None:
+        check_fields(self, *(self.__dataclass_fields__.keys() - {"score_shift"}))  # -inf is a shift: not shared
         if isinstance(self.layers, int | float) and not 0 <= self.layers <= 1:
             raise ValueError(f"layers is a fraction from 0 to 1, or words from layer names; got {self.layers}.")
         if isinstance(self.swap_attention, int | float) and not 0 <= self.swap_attention <= 1:
@@ -98,8 +103,10 @@ class StyleSettings:
         """Whether any layer attends to the references alone."""
         return bool(self.swap_attention)
 
-    def per_reference(self, name: str, count: int) -> tuple[float, ...]:
+    @checked
+    def per_reference(self, name: Literal["score_scale", "score_shift"], count: int) -> tuple[float, ...]:
         """The setting called ``name`` (``score_scale`` or ``score_shift``) of each of ``count`` references."""
+        check_count("count", count, LIMITS["references"])
         value = getattr(self, name)
         values = (float(value),) * count if isinstance(value, int | float) else tuple(float(each) for each in value)
         if len(values) != count:

@@ -16,9 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import LIMITS, check_list
 from ..files import written_whole
 from ..guidance import without_compilation
 from ..latents import alpha_at
+from ..signatures import check_fields, checked
+from .networks import architecture_of
 
 FORMAT = "context_diffusion.trajectory/1"
 FACTS = {  # saved with the tensors, and their types in JSON
@@ -64,6 +67,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` unless the parts fit together and are finite."""
+        check_fields(self)
         steps, rows = len(self.timesteps), len(self.prompts)
         if self.latents.shape[:2] != (steps + 1, rows) or self.alphas.shape != (steps + 1,):
             raise ValueError(
@@ -104,10 +108,15 @@ class Trajectory:
         return replace(self, latents=self.latents[:, rows], embeddings=embeddings, prompts=self.prompts[rows])
 
     @staticmethod
+    @checked
     def join(trajectories: Sequence["Trajectory"]) -> "Trajectory":
         """Put the references of several trajectories into one; raises ``ValueError`` if they do not fit together."""
+        trajectories = check_list("trajectories", trajectories, LIMITS["references"])
         if not trajectories:
             raise ValueError("At least one reference is needed; the list of trajectories is empty.")
+        for each in trajectories:
+            if not isinstance(each, Trajectory):
+                raise TypeError(f"References are trajectories, as ddim_invert returns them; got {type(each).__name__}.")
         first, *others = trajectories
         for name in ("method", "num_inference_steps", "guidance_scale", "negative_prompt", "fixed_point_iterations"):
             values = [getattr(trajectory, name) for trajectory in trajectories]
@@ -135,6 +144,7 @@ class Trajectory:
             prompts=sum((trajectory.prompts for trajectory in trajectories), ()),
         )
 
+    @checked
     def at(self, timestep: float, alpha: float | None = None) -> Float[Tensor, "references *latent"]:  # noqa: F821
         """The latents at the time step whose value is ``timestep``.
 
@@ -159,6 +169,7 @@ class Trajectory:
         noisy, clean = self.latents[k], self.latents[k + 1]
         return (torch.sin(high - phi) * clean + torch.sin(phi - low) * noisy) / torch.sin(high - low)
 
+    @checked
     def on_line(self, time: float) -> Float[Tensor, "references *latent"]:  # noqa: F821
         """The latents of a flow at any time step: between two levels, and beyond the first, its lines are straight."""
         times = torch.cat([self.timesteps, self.timesteps.new_zeros(1)])
@@ -168,6 +179,7 @@ class Trajectory:
 
     def check(self, pipe) -> None:
         """Raise ``ValueError`` unless this was made with the pipeline's model and noise schedule."""
+        architecture_of(pipe)
         _compare_models(self.model, describe_model(pipe))
         if not any(name.partition(".")[0] == "cond" for name in self.embeddings):
             raise ValueError('The trajectory holds no text for the branch with the prompt ("cond"); make it again.')
@@ -195,6 +207,7 @@ class Trajectory:
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    @checked
     def save(self, path: str | os.PathLike) -> Path:
         """Write to one safetensors file, under a temporary name first."""
         from safetensors.torch import save_file
@@ -211,6 +224,7 @@ class Trajectory:
         return path
 
     @staticmethod
+    @checked
     def load(path: str | os.PathLike) -> "Trajectory":
         """Read what :meth:`save` wrote; raise ``FileNotFoundError`` or ``ValueError`` for anything else."""
         from safetensors import SafetensorError, safe_open
