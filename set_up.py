@@ -17,8 +17,11 @@ OLDEST = (3, 11)
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 PINNED = ROOT / "constraints-cpu.txt"  # the torch of a machine without a GPU
 PIP_WORKS = "import pip._internal.cli.main"
-PATIENCE = ["--timeout", "30", "--retries", "2"]  # of pip, with a host that does not answer; PIP_ARGS may say otherwise
-SIZES = {True: "6 GB, most of it CUDA", False: "1.8 GB, of which 0.5 GB are downloaded; 2.2 GB with what the tests need"}
+PATIENCE = ["--timeout", "30", "--retries", "2"]  # of pip, where a host is silent; PIP_ARGS may say otherwise
+SIZES = {
+    True: "6 GB, most of it CUDA",
+    False: "1.8 GB, of which 0.5 GB are downloaded; 2.2 GB with what the tests need",
+}
 
 
 def has_gpu() -> bool:
