@@ -219,7 +219,7 @@ def test_saved_and_read(kind, tmp_path):
     if kind not in ("qwen", "z-image"):  # their texts may be of several lengths
         assert len(Trajectory.join([read, noised(kind)])) == 3
     data = (tmp_path / "reference.safetensors").read_bytes()
-    for damaged in (data[: len(data) // 2], data.replace(b'\\"method\\"', b'\\"mathod\\"'), b"nothing"):
+    for damaged in (data[: len(data) // 2], data.replace(b'\\"method\\"', b'\\"meth0d\\"'), b"nothing"):
         (tmp_path / "damaged.safetensors").write_bytes(damaged)
         with pytest.raises(ValueError) as caught:
             Trajectory.load(tmp_path / "damaged.safetensors")
