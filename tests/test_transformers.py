@@ -230,6 +230,13 @@ def test_with_a_lora(kind):
         assert torch.equal(found, again)
         assert ((found - without)[1:].abs().flatten(1).amax(dim=1) > 1e-3).all()
         assert (without - plain(kind)).abs().max() > 1e-3
+        reference, targets = (some_rows(given, rows) for rows in (slice(0, 1), slice(1, None)))
+        targets |= {name: value for name, value in told.items() if name not in given}
+        made = trajectory(kind, reference)
+        with torch.no_grad(), style_aligned(piped(net), branches=("cond",), references=made, cache=True):
+            outside, cached = output(net, targets), output(net, targets)
+        assert_close(outside, found[1:], atol=1e-5, rtol=1e-5)
+        assert torch.equal(outside, cached)
 
 
 @pytest.mark.parametrize("kind", KINDS)
