@@ -390,3 +390,18 @@ def test_no_place_is_taken_twice(kind):
         top = 0 if kind != "qwen" else (GRID[0] - GRID[0] // 2) - (of_reference[0] - of_reference[0] // 2)
         edge = edge * torch.exp(1j * rotary.angles(0, down=top)).to(own.dtype)
         assert_close(theirs[0], edge, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen"])
+def test_pictures_to_edit_in_the_sequence_are_refused(kind):
+    given = inputs(kind)
+    given["hidden_states"] = torch.cat([given["hidden_states"]] * 2, dim=1)
+    if kind == "qwen":
+        given["img_shapes"] = [[(1, *GRID), (1, *GRID)]] * 3
+    else:
+        other = given["img_ids"].clone()
+        other[..., 0] = 1
+        given["img_ids"] = torch.cat([given["img_ids"], other], dim=-2)
+    plain(kind, given)
+    with pytest.raises(ValueError, match="one picture in the sequence"):
+        aligned(kind, given)

@@ -186,8 +186,9 @@ def _grid_of_ids(network: nn.Module, given: Given) -> tuple[int, int]:
 
 
 def _grid_of_shapes(network: nn.Module, given: Given) -> tuple[int, int]:
-    shapes = {tuple(each) for row in given["img_shapes"] for each in (row if isinstance(row, list) else [row])}
-    if len(shapes) > 1:
+    pictures = [[row] if isinstance(row[0], int) else row for row in given["img_shapes"]]  # of each row of the batch
+    shapes = {tuple(each) for row in pictures for each in row}
+    if len(shapes) > 1 or any(len(row) > 1 for row in pictures) or next(iter(shapes))[0] > 1:
         raise ValueError("Style alignment knows one picture in the sequence; this call gives the model others to edit.")
     return next(iter(shapes))[1:]
 
