@@ -63,7 +63,7 @@ def keep_signs(lines: list[str]) -> None:
     for number, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [
-            re.sub(r"\||(?<=\w)_(?!\w)|(?<![*\w])\*(?=\w)(?![^*]*\*)", r"\\\g<0>", part) for part in parts[::2]
+            re.sub(r"\||(?<=\w)_(?!\w)|(?<![*\w])\*(?=[\w,)])(?![^*]*\*)", r"\\\g<0>", part) for part in parts[::2]
         ]
         lines[number] = "``".join(parts)
 
