@@ -118,7 +118,7 @@ def is_guided(call: Call | None, branches: Sequence[str]) -> bool:
     return "uncond" in branches
 
 
-def check_branches(branches: Sequence[str] | None) -> tuple[str, ...] | None:
+def check_branches(branches: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Return branches as a tuple; raise ``ValueError`` unless each is "cond" or "uncond"."""
     if branches is None:
         return None

@@ -56,7 +56,7 @@ def style_aligned(
     weights: Sequence[float] | None = None,
     blend: str = "attention",
     cache: bool | ReferenceCache = False,
-    branches: Sequence[str] | None = None,
+    branches: str | Sequence[str] | None = None,
     subject: str | Sequence[str] | Tensor | None = None,
     settings: StyleSettings | None = None,
     **changes,
