@@ -1,4 +1,4 @@
-"""A public function's annotations, kept: what does not fit is refused in one sentence, before the function runs.
+"""A public function's annotations, kept: what does not fit is refused in one sentence, before the function runs::
 
     @checked
     def estimate_mean(values: Iterable[float], *, resamples: int = 2000): ...

@@ -241,7 +241,7 @@ COMPILED = {
 def no_backend() -> Iterator[None]:
     """The backend of attention is one for all networks."""
     yield
-    tiny_sd15().unet.reset_attention_backend()
+    tiny_sd15().unet.set_attention_backend("native")  # it sets the backend of all networks
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math", "flex"])

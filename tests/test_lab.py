@@ -83,7 +83,7 @@ def seen(page, name: str) -> None:
 
 
 def open_lesson(page, port: int, name: str) -> None:
-    page.open(f"http://127.0.0.1:{port}/lab/tree/notebooks/{name}.ipynb?reset&token={TOKEN}", READY, 120)
+    page.open(f"http://127.0.0.1:{port}/lab/tree/notebooks/{name}.ipynb?reset&token={TOKEN}", READY, 300)
 
 
 def pictures_that_failed(page) -> list:

@@ -1,6 +1,7 @@
 """The repository as a package: one version, complete requirements, an editable installation or a clear refusal."""
 
 import ast
+import os
 import re
 import shutil
 import socket
@@ -106,7 +107,9 @@ def test_an_editable_installation_finds_the_clone(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     look = "import context_diffusion, experiments; print(context_diffusion.__file__)"
     ask = f"import site; site.addsitedir({str(site)!r}); {look}"
-    found = subprocess.run([sys.executable, "-S", "-c", ask], cwd=tmp_path, check=True, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = {"cwd": tmp_path, "env": env, "check": True, "capture_output": True, "text": True}
+    found = subprocess.run([sys.executable, "-S", "-c", ask], **run)
     assert Path(found.stdout.strip()) == made / "context_diffusion" / "__init__.py"
 
 
