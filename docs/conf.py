@@ -40,6 +40,7 @@ nitpicky = False
 html_theme = "furo"
 html_title = "context_diffusion"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False

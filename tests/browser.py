@@ -42,6 +42,9 @@ class Page:
             self.asked[told["requestId"]] = told["request"]["url"]
         elif event == "Network.responseReceived" and told["response"]["status"] >= 400:
             self.failed.append((told["response"]["url"], told["response"]["status"]))
+        elif event == "Page.javascriptDialogOpening":  # such as "leave this page?"
+            accept = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            self.socket.send(json.dumps({"id": next(self.numbers), **accept}))
         elif event == "Network.loadingFailed" and not told.get("canceled"):
             self.failed.append((self.asked.get(told["requestId"]), told["errorText"]))
 

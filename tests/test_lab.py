@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 TOKEN = "reader"
 PICTURES = os.environ.get("SCREENSHOTS")  # a folder that keeps what was seen
 READY = "!!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-MarkdownOutput img'))"
-RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+RUN_ALL = "void window.jupyterapp.commands.execute('notebook:run-all-cells')"
 COUNTS = (
     "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(one => one.textContent.trim())"
 )
@@ -95,6 +96,7 @@ def pictures_that_failed(page) -> list:
 
 def run_all(page, seconds: float) -> None:
     """Run every cell, until each has a number and the kernel is idle."""
+    page.wait(IDLE, 120)  # the kernel is there
     page.look(WIDE, HIGH)
     page.ask(RUN_ALL)
     page.wait(f"{COUNTS}.length > 5 && {DONE}", seconds)
@@ -160,5 +162,6 @@ def test_the_recorder_is_shown(lab, page):
     page.wait("!!document.querySelector('.context-diffusion-recorder button')", 60)
     text = page.ask("document.querySelector('.context-diffusion-recorder').innerText")
     assert "record" in text and "Nothing recorded or uploaded yet" in text
+    page.look(WIDE, 900)
     page.ask("document.querySelector('.context-diffusion-recorder').scrollIntoView({block: 'center'})")
     seen(page, "lab-10-recorder")
