@@ -257,7 +257,8 @@ def add_tables(pages: Pages) -> None:
         for picture in sorted((ROOT / "figures" / "evaluation").glob(f"{protocol}-*.webp")):
             pages.wanted.add(picture)
             name = picture.stem.removeprefix(f"{protocol}-")
-            text.append(f"![{protocol}: {name}]({picture.relative_to(ROOT).as_posix()})\n")
+            path = picture.relative_to(ROOT).as_posix()
+            text.append(f"[![{protocol}: {name}]({path})]({path})\n")
     pages.add(ROOT / "README.md", "\n".join(text), "tables.md")
 
 
