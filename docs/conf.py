@@ -19,7 +19,8 @@ myst_enable_extensions = ["amsmath", "attrs_inline", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the lessons come with their outputs
 nb_merge_streams = True
-nb_number_source_lines = False
+nb_code_prompt_show = "The first cell of every lesson"  # the only one that is folded
+nb_code_prompt_hide = "Fold it again"
 suppress_warnings = [
     "myst.header",  # a lesson may leave a level of headings out
     "mystnb.unknown_mime_type",  # text stands beside them
