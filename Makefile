@@ -7,6 +7,7 @@
 #   make lab        JupyterLab on the lessons
 #   make site       the web site: lessons with their outputs, the module's reference, tables -> build/site/
 #   make colab      three lessons with the versions that Colab has, in an environment of their own
+#   make browser    two lessons in a real JupyterLab, in headless Chromium where there is one
 #   make doors      the first cell and the Colab badge of every lesson, from the address in pyproject.toml
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
@@ -40,7 +41,7 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 # Whatever is run here uses this clone, kernels included, whichever clone the environment was made for.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test check lint lab colab doors site figures train train-decoder publish evaluate papers clean mend
+.PHONY: help demo test check lint lab browser colab doors site figures train train-decoder publish evaluate papers clean mend
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -66,6 +67,9 @@ lint: $(DEV)
 # The server's root is the clone's: a lesson shows pictures and opens code that lie beside its folder.
 lab: $(RUNTIME)
 	$(RUN) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
+
+browser: $(DEV)
+	BROWSER=1 $(RUN) -m pytest tests/test_lab.py $(TESTS)
 
 colab: $(DEV)
 	COLAB=1 $(RUN) -m pytest -m colab tests/test_colab.py

@@ -31,6 +31,7 @@ WIDE, HIGH = 1400, 30_000
 
 pytestmark = [
     pytest.mark.lesson,
+    pytest.mark.skipif("BROWSER" not in os.environ, reason="`make browser` runs it: two whole lessons in JupyterLab"),
     pytest.mark.skipif(
         CHROMIUM is None, reason="no Chromium here: `apt-get install chromium`, or another package of it"
     ),
