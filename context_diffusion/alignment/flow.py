@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_count, check_number
 from ..guidance import without_compilation
@@ -125,19 +125,14 @@ def flow_start(
             "A flow is inverted on a pipeline with a transformer; invert a U-Net's pictures by ddim_invert."
         )
     network = without_compilation(getattr(pipe, architecture.part))
-    if is_style_aligned(network):
-        raise RuntimeError("Make references before the style_aligned block: inside it, images share attention.")
-    if (image is None) == (latents is None):
-        raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
+    check_source(network, image, latents)
     check_count("num_inference_steps", steps, 1000)
     check_sides(pipe, height=height, width=width)
     pictures = [] if image is None else listed(image)
     if image is not None and not pictures:
         raise ValueError("At least one picture is needed; the list of images is empty.")
     count = len(pictures) if latents is None else len(latents)
-    prompts = (prompt,) * count if isinstance(prompt, str) else tuple(prompt)
-    if len(prompts) != count:
-        raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {count}.")
+    prompts = one_each(prompt, count)
     if latents is None:
         clean = encode_for(pipe, architecture, pictures, width, height)
     else:
@@ -176,6 +171,22 @@ def flow_start(
         shared,
         {"prompts": prompts, "negative_prompt": negative_prompt, "guidance_scale": float(guidance_scale or 1.0)},
     )
+
+
+def check_source(network: nn.Module, image, latents) -> None:
+    """Raise ``RuntimeError`` inside a block, ``ValueError`` unless there is either a picture or latents."""
+    if is_style_aligned(network):
+        raise RuntimeError("Make references before the style_aligned block: inside it, images share attention.")
+    if (image is None) == (latents is None):
+        raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
+
+
+def one_each(prompt: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """A prompt for each of ``count`` references, from one for all or one each."""
+    prompts = (prompt,) * count if isinstance(prompt, str) else tuple(prompt)
+    if len(prompts) != count:
+        raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {count}.")
+    return prompts
 
 
 def check_sides(pipe, **sides: int | None) -> None:

@@ -26,8 +26,7 @@ from ..checks import check_count, check_number
 from ..guidance import without_compilation
 from ..images import ImageLike, listed
 from ..latents import alpha_at, conditions, encode_images, encode_prompts, generators
-from .flow import noised_flow_reference
-from .hooks import is_style_aligned
+from .flow import check_source, noised_flow_reference, one_each
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
 
@@ -150,9 +149,7 @@ def _start(pipe, image, prompt, latents, steps, guidance_scale, negative_prompt,
     levels = noise_levels(pipe.scheduler, steps)
     pictures = [] if image is None else listed(image)
     count = len(pictures) if latents is None else (1 if latents.ndim == 3 else len(latents))
-    prompts = (prompt,) * count if isinstance(prompt, str) else tuple(prompt)
-    if len(prompts) != count:
-        raise ValueError(f"Give one prompt for all references or one each; got {len(prompts)} for {count}.")
+    prompts = one_each(prompt, count)
     if latents is None:
         latents = encode_images(pipe, pictures, width, height)
     latents = latents if latents.ndim == 4 else latents[None]
@@ -298,10 +295,7 @@ def _check(pipe, image, latents, steps: int, guidance_scale: float) -> None:
             f"DDIM inversion needs a pipeline with a U-Net (SD 1.x, 2.x, SDXL); got {type(pipe).__name__} "
             "(flow_invert inverts on transformers)."
         )
-    if is_style_aligned(without_compilation(pipe.unet)):
-        raise RuntimeError("Make references before the style_aligned block: inside it, images share attention.")
-    if (image is None) == (latents is None):
-        raise ValueError("Give either image (one picture or a list of them) or latents: one of the two, not both.")
+    check_source(without_compilation(pipe.unet), image, latents)
     if isinstance(image, list | tuple) and not image:
         raise ValueError("At least one picture is needed; the list of images is empty.")
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:

@@ -88,6 +88,8 @@ class ReferencePass:
         return call.kept
 
     def _frames(self, branches: Sequence[str]) -> Tensor | None:
+        if self.architecture.frames is None:  # nothing of the texts is copied at every step then
+            return None
         told = arguments_of(self.trajectory.embeddings, self.trajectory.shared, branches)
         return self.architecture.begins(told, len(branches))
 
