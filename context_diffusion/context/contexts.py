@@ -18,57 +18,12 @@ from ..checkpoints import Model, load_part
 from ..checks import LIMITS, check_finite, check_number, check_path
 from ..encoders import average_embeddings, vision_inputs
 from ..images import denormalize, dynamic_normalization, resize, to_pil, to_tensor
-from ..latents import encode_images
 from ..pipelines import check_same, load_adapter
 from .projector import ContextProjector
 from .request import CheckedRequest
 
 # what encode_prompt returns, under the names that a pipeline takes; Stable Diffusion XL has all four
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-HIDDEN = 0.05  # alpha-bar below which noise hides the mean colour of a picture from the network
-
-Latents = Float[Tensor, "images channels h w"]
-
-
-class HeldColour:
-    """Holds the latents at the contexts' mean colour for as long as noise hides it from the network.
-
-    The forward process makes of a latent z ``sqrt(a) z + sqrt(1 - a) e``, with alpha-bar for a (Ho et al. 2020, eq. 4).
-    Over the pixels of a channel e should have mean 0, and ``sqrt(a)`` times the mean of z be left. But a seed's e has a
-    mean of its own, which outweighs it at first; and an error in the network's guess of e comes back in its picture
-    times ``sqrt(1/a - 1)``, 40-fold at the first steps. So the starting noise, and the latents after each step that
-    leads to ``a < hidden``, get the mean that the contexts would have there. ILVR (Choi et al. 2021, section 3.2) holds
-    all low frequencies like this; here it is the lowest alone, which says nothing of the layout.
-
-    Args:
-        mean: of the contexts' latents, (images, channels, 1, 1).
-        hidden: alpha-bar from which the network sees the mean well enough by itself; at 0 only the start is held.
-    """
-
-    def __init__(self, mean: Float[Tensor, "images channels 1 1"], hidden: float):
-        self.mean, self.hidden = mean, hidden
-
-    def __call__(self, pipe, step: int, timestep: Tensor, tensors: dict) -> dict:
-        """Be diffusers' ``callback_on_step_end``."""
-        timesteps = pipe.scheduler.timesteps
-        if step + 1 == len(timesteps):
-            return {}
-        alpha = pipe.scheduler.alphas_cumprod[int(timesteps[step + 1])].to(self.mean)
-        if alpha >= self.hidden:
-            return {}
-        # a scheduler that starts from noise of deviation 1 scales the picture down; others leave it and add more noise
-        scale = alpha.sqrt() if float(pipe.scheduler.init_noise_sigma) == 1 else 1.0
-        return {"latents": self._centred(tensors["latents"]) + (scale * self.mean).to(tensors["latents"])}
-
-    def start(self, pipe, steps: int, noise: Latents) -> Latents:
-        """Latents at the first of ``steps``, before the scheduler scales them."""
-        pipe.scheduler.set_timesteps(steps)
-        alpha = pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[0])].cpu()
-        return alpha.sqrt() * self.mean.cpu() + (1 - alpha).sqrt() * self._centred(noise)
-
-    @staticmethod
-    def _centred(latents: Latents) -> Latents:
-        return latents - latents.mean(dim=(2, 3), keepdim=True)
 
 
 class Contexts:
@@ -81,7 +36,7 @@ class Contexts:
         """What of its contexts the pictures of one batch must have in common; by default nothing."""
         return None
 
-    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+    def inputs(self, pipe, requests: Sequence[CheckedRequest]) -> dict:
         """The prompts of a batch of one kind, and what carries its contexts, as the pipeline names them."""
         negative = [request.negative_prompt for request in requests]
         return {
@@ -98,12 +53,10 @@ class TokenContexts(Contexts):
     """Context tokens after the text tokens, in the keys and values of cross-attention (Context Diffusion, section 3).
 
     A frozen CLIP vision tower sees each context dynamically normalized; the projector averages its patch tokens over
-    the contexts and appends one token made of the removed means and deviations. Below the alpha-bar ``held_below`` the
-    picture is held at the contexts' mean colour (:class:`HeldColour`): with 0 at the start alone, with None nowhere.
+    the contexts and appends one token made of the removed means and deviations.
     """
 
-    def __init__(self, vision: torch.nn.Module, projector: ContextProjector, *, held_below: float | None = HIDDEN):
-        self.held_below = None if held_below is None else check_number("held_below", held_below, 0, 1)
+    def __init__(self, vision: torch.nn.Module, projector: ContextProjector):
         self.vision, self.projector = vision, projector
 
     @classmethod
@@ -129,7 +82,7 @@ class TokenContexts(Contexts):
         return self.projector(self.projector.pool(hidden)[None], statistics[None].to(weight), shares)
 
     @torch.inference_mode()
-    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+    def inputs(self, pipe, requests: Sequence[CheckedRequest]) -> dict:
         """Embed prompts and contexts: text tokens, then context tokens; zeros in the branch without condition."""
 
         def text(request: CheckedRequest) -> tuple[Tensor, ...]:
@@ -149,25 +102,7 @@ class TokenContexts(Contexts):
         tokens = check_finite("Context tokens", torch.cat(of_contexts)).to(embeddings["prompt_embeds"])
         for name, added in (("prompt_embeds", tokens), ("negative_prompt_embeds", torch.zeros_like(tokens))):
             embeddings[name] = torch.cat([embeddings[name], added], dim=1)
-        if self.held_below is None or not from_noise or not hasattr(pipe.scheduler, "alphas_cumprod"):
-            return embeddings
-        colour = HeldColour(self.colour(pipe, requests), self.held_below)
-        width, height = (side // pipe.vae_scale_factor for side in requests[0].size)
-        shape = pipe.unet.config.in_channels, height, width
-        noise = torch.stack([torch.randn(shape, generator=request.generator) for request in requests])
-        latents = colour.start(pipe, requests[0].steps, noise).to(pipe._execution_device, pipe.unet.dtype)
-        return embeddings | {"latents": latents, "callback_on_step_end": colour}
-
-    @torch.inference_mode()
-    def colour(self, pipe, requests: Sequence[CheckedRequest]) -> Float[Tensor, "images channels 1 1"]:
-        """Average each request's contexts' latents over their pixels and over the contexts."""
-
-        def mean(request: CheckedRequest) -> Float[Tensor, " channels"]:
-            latents = encode_images(pipe, request.contexts, *request.size)
-            return average_embeddings(latents.mean(dim=(2, 3)), request.weights)
-
-        means = torch.stack(once(requests, by_contexts, mean))
-        return rearrange(means, "images channels -> images channels 1 1")
+        return embeddings
 
 
 class AdapterContexts(Contexts):
@@ -196,7 +131,7 @@ class AdapterContexts(Contexts):
         return by_contexts(request)
 
     @torch.inference_mode()
-    def inputs(self, pipe, requests: Sequence[CheckedRequest], *, from_noise: bool) -> dict:
+    def inputs(self, pipe, requests: Sequence[CheckedRequest]) -> dict:
         """Average the contexts' embeddings; without contexts the adapter's layers are scaled to nothing."""
         first = requests[0]
         images = first.contexts or [Image.new("RGB", (64, 64))]
@@ -204,7 +139,7 @@ class AdapterContexts(Contexts):
         of_images = rearrange(both, "branches images ... -> images branches 1 ...")
         mean = average_embeddings(of_images, first.weights or None)  # (uncond and cond, 1, ...)
         pipe.set_ip_adapter_scale(0.0 if not first.contexts else self.scale if first.prompt else 1.0)
-        text = super().inputs(pipe, requests, from_noise=from_noise)
+        text = super().inputs(pipe, requests)
         return text | {"ip_adapter_image_embeds": [mean if first.guided else mean[1:]]}
 
 

@@ -210,9 +210,9 @@ class ContextDiffusion:
             pipe = place(pipe, self.pipeline._execution_device, self.model.vram_gb)
             pipe.set_progress_bar_config(disable=not progress)
             with kept_adapter_scale(pipe.unet):
-                inputs = self.contexts.inputs(pipe, requests, from_noise=not image_to_image) | _pictures(plans, first)
+                inputs = self.contexts.inputs(pipe, requests) | _pictures(plans, first)
                 if callback is not None:
-                    inputs["callback_on_step_end"] = _after(inputs.get("callback_on_step_end"), callback)
+                    inputs["callback_on_step_end"] = _checked_callback(callback)
                     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
                         inputs["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
                 pixels = pipe(
@@ -247,14 +247,13 @@ def _pictures(plans: Sequence[Plan], request: CheckedRequest) -> dict:
     return named | ({"control_image": controls} if plans[0].controlnet is not None else {})
 
 
-def _after(own: Callable | None, callback: Callable) -> Callable:
-    """Call ``callback`` at the end of a step, on what our own callback, if any, has made of the latents."""
+def _checked_callback(callback: Callable) -> Callable:
+    """Refuse what diffusers would stumble over: a callback that returns neither a dictionary nor None."""
 
-    def both(pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        tensors = tensors | own(pipe, step, timestep, tensors) if own else tensors
+    def called(pipe, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         changed = callback(pipe, step, timestep, tensors)
         if not isinstance(changed, dict | None):
             raise TypeError(f"callback_on_step_end returns a dictionary of tensors, or None, not {shown(changed)}.")
-        return tensors | (changed or {})
+        return changed or {}
 
-    return both
+    return called

@@ -64,8 +64,6 @@ did other work as well. A sum is a run and those that continued from its weights
 
 The two towers of `clip` were copied to `text_encoder` and `image_encoder` when the U-Net's training began, and have
 been frozen since; `clip` itself was then trained further, for scoring. {schedule}
-With contexts, `ContextDiffusion` holds their mean colour through the first steps
-(`context_diffusion.context.contexts.HeldColour`).
 
 ## Scores
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 from PIL import Image
 
-from context_diffusion.context.contexts import HIDDEN
 from context_diffusion.context.request import Request
 from context_diffusion.metrics import palette_distances, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES
@@ -66,7 +65,6 @@ class ContextSettings:
             **drawn_by(self.bench, "image_encoder", "context_projector", "ip-adapter", "controlnet-canny"),
             "shots": list(SHOTS),
             "control": [self.bench.row.control_scale, self.bench.row.guided_control],
-            "colour held below": HIDDEN,
             "scorers": self.scorers.about(),
         }
 
