@@ -5,7 +5,8 @@ from functools import cache
 from context_diffusion.scenes import STYLES, Rendering, Scene, Style, TinyScenes, caption, context_group, render
 
 SAMPLE, LAYOUT, CONTEXT, OTHERS, SETTINGS, DOMAIN = (10_000 * number for number in range(6))
-REFERENCES, BLENDS, FINETUNED, SETS = 60_000, 70_000, 80_000, 100_000  # sets take 10,000 numbers for each seed
+REFERENCES, BLENDS, FINETUNED, ANSWERS = 60_000, 70_000, 80_000, 90_000
+SETS = 100_000  # they take 10,000 numbers for each seed
 QUERY_STYLES = ("flat", "line art")  # what people bring as a query: a plain drawing, filled or not
 
 _ANY_STYLE = Style.draw(0)

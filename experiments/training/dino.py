@@ -5,9 +5,13 @@
 Student and teacher share an architecture; the teacher is the student's moving average. Two global crops of a picture
 (seen by both) and two local crops (seen by the student) must get the same distribution over prototypes; centring and
 sharpening keep it from collapsing. No label is used, and two pictures of the same style draw are *not* a positive pair.
+
+Each crop is recoloured apart. Without that, colour is the easiest thing that two crops have in common, and what comes
+out is a colour meter: ``python -m experiments.evaluation dino`` says how much palette, texture and content count.
 """
 
 import copy
+import math
 import sys
 from pathlib import Path
 
@@ -31,6 +35,7 @@ from .saving import load_weights, save_half
 PROTOTYPES = 512
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
 LOCAL = 32
+GREY = 0.2  # of the crops lose all colour
 
 
 def new_vit() -> ViTModel:
@@ -44,6 +49,20 @@ def new_vit() -> ViTModel:
         patch_size=8,
     )
     return ViTModel(config, add_pooling_layer=False)
+
+
+def recoloured(batch: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Turn the hues of pictures (n, 3, h, w) by up to 90 degrees, halve or double saturation, and make a fifth grey.
+
+    A colour is its grey plus a chroma c, orthogonal to the grey axis g = (1, 1, 1) / sqrt(3). Turning it about that
+    axis makes c cos(a) + (g x c) sin(a) of it (Rodrigues).
+    """
+    angle, strength = math.pi / 2 * (2 * draws.rand(1, 1, 1) - 1), 2 ** (2 * draws.rand(1, 1, 1) - 1)
+    strength = torch.where(draws.rand(1, 1, 1) < GREY, 0.0, strength)
+    grey = batch.mean(dim=1, keepdim=True)
+    chroma = batch - grey
+    across = (chroma.roll(1, dims=1) - chroma.roll(2, dims=1)) / math.sqrt(3)
+    return grey + strength * (chroma * angle.cos() + across * angle.sin())
 
 
 class Network(nn.Module):
@@ -108,8 +127,8 @@ def main() -> None:
 
     def loss(pair: Pair, draws: Draws) -> torch.Tensor:
         batch = to_tensor(small[draws.randint(len(small))])
-        wide = [crops(batch, SIDE, 0.5, 1.0, draws).to(device()) for _ in range(2)]
-        narrow = [crops(batch, LOCAL, 0.25, 0.5, draws).to(device()) for _ in range(2)]
+        wide = [recoloured(crops(batch, SIDE, 0.4, 1.0, draws), draws).to(device()) for _ in range(2)]
+        narrow = [recoloured(crops(batch, LOCAL, 0.2, 0.4, draws), draws).to(device()) for _ in range(2)]
         return pair.loss(wide, narrow)
 
     pair = Pair()
