@@ -1,6 +1,6 @@
 """The judge: a classifier of object, background and style that scores pictures, trained on real scenes alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -58,14 +58,24 @@ class Judge:
     @torch.inference_mode()
     def __call__(self, images: Sequence[ImageLike]) -> dict[str, Int[np.ndarray, " n"]]:
         """Give the likeliest object, background and style of each picture, as indices into ``HEADS``."""
-        images = check_list("images", images, LIMITS["images"])
         found: dict[str, list[int]] = {head: [] for head in HEADS}
-        for first in range(0, len(images), BATCH_SIZE):
-            pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])
-            small = rearrange(torch.from_numpy(shrink(pixels)), "n height width rgb -> n rgb height width")
-            for head, logits in split(self.network(small / 127.5 - 1).logits).items():
+        for pixels in _batches(images):
+            for head, logits in split(self.network(pixels).logits).items():
                 found[head].extend(logits.argmax(dim=1).tolist())
         return {head: np.array(indices, dtype=np.int64) for head, indices in found.items()}
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
+        """Encode pictures: the averaged features that the three answers are read from."""
+        rows = [self.network.base_model(pixels).pooler_output.flatten(1) for pixels in _batches(images)]
+        return torch.cat(rows) if rows else torch.zeros(0, self.network.config.hidden_sizes[-1])
+
+
+def _batches(images: Sequence[ImageLike]) -> Iterator[Float[Tensor, "n 3 side side"]]:
+    images = check_list("images", images, LIMITS["images"])
+    for first in range(0, len(images), BATCH_SIZE):
+        pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])
+        yield rearrange(torch.from_numpy(shrink(pixels)), "n height width rgb -> n rgb height width") / 127.5 - 1
 
 
 def split(logits: Float[Tensor, "n classes"]) -> dict[str, Float[Tensor, "n names"]]:

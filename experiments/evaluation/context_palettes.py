@@ -19,7 +19,7 @@ from context_diffusion.context.model import ContextDiffusion
 from context_diffusion.context.request import Request
 from context_diffusion.metrics import Estimate, Palette, palette_distances, palette_of
 from context_diffusion.metrics.estimates import estimate_from_influence
-from context_diffusion.scenes import OBJECTS, STYLES, Rendering
+from context_diffusion.scenes import OBJECTS, STYLES, Rendering, Scene
 
 from .accuracy import accuracy
 from .bench import Bench
@@ -28,6 +28,7 @@ from .sheets import labelled_sheet
 from .unseen import CONTEXT, OTHERS, content, unseen, unseen_group
 
 RIVALS = 4  # other draws of the same named style, for each picture
+MOST = 1000  # cases
 SHOWN = 3  # contexts of a group; its fourth picture is the real further scene
 
 
@@ -61,14 +62,38 @@ CONDITIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Cases:
+    """Groups of contexts in the ten styles, a scene to draw with each, and other draws of its style."""
+
+    styles: list[str]
+    groups: list[list[Rendering]]  # three contexts and a further scene of the same draw
+    scenes: list[Scene]
+    rivals: list[list[list[Rendering]]]
+
+    @property
+    def said(self) -> list[str]:
+        """What the prompts say: content alone."""
+        return [content(scene) for scene in self.scenes]
+
+
+def context_cases(count: int) -> Cases:
+    """Draw ``count`` unseen cases."""
+    styles = [STYLES[i % len(STYLES)] for i in range(count)]
+    return Cases(
+        styles,
+        [unseen_group(CONTEXT + i, style, SHOWN + 1) for i, style in enumerate(styles)],
+        [unseen(CONTEXT + MOST + i, style, object=OBJECTS[i % 12]).scene for i, style in enumerate(styles)],
+        [[unseen_group(OTHERS + RIVALS * i + k, s, SHOWN) for k in range(RIVALS)] for i, s in enumerate(styles)],
+    )
+
+
 def run(bench: Bench) -> Report:
     """Palette distance ratio, style and object accuracy for one to three contexts."""
     bench.need("context_projector", "judge")
-    count = bench.count(80, 4)
-    styles = [STYLES[i % len(STYLES)] for i in range(count)]
-    groups = [unseen_group(CONTEXT + i, style, SHOWN + 1) for i, style in enumerate(styles)]
-    scenes = [unseen(CONTEXT + count + i, styles[i], object=OBJECTS[i % 12]).scene for i in range(count)]
-    rivals = [[unseen_group(OTHERS + RIVALS * i + k, styles[i], SHOWN) for k in range(RIVALS)] for i in range(count)]
+    count = bench.count(240, 4)
+    cases = context_cases(count)
+    styles, groups, scenes, rivals = cases.styles, cases.groups, cases.scenes, cases.rivals
     contexts, model = [[one.image for one in group[:SHOWN]] for group in groups], bench.model
     report = Report(notes=[
         f"{count} groups of contexts, {RIVALS} other draws of the same style for each; a group is one unit",
@@ -77,7 +102,7 @@ def run(bench: Bench) -> Report:
     ])  # fmt: skip
     rows = {"a context": [images[0] for images in contexts]}
     for condition in CONDITIONS:
-        requests = condition_requests(condition, contexts, [content(scene) for scene in scenes], styles)
+        requests = condition_requests(condition, contexts, cases.said, styles)
         pictures = bench.draw(requests, reduced(model, condition))
         shown = condition.contexts or SHOWN
         report.add(

@@ -11,6 +11,7 @@ from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Scene, labels
 
 from .accuracy import accuracy
 from .bench import Bench
+from .realism import distances, real_scenes
 from .reconstruction import originals_and_decoded
 from .report import Report
 from .sheets import labelled_sheet
@@ -62,12 +63,24 @@ def run(bench: Bench) -> Report:
         aim = None if head == "background" else 0.9
         report.add(f"{head} accuracy", accuracy(seen[head], indices, prompts), at_least=aim)
     add_ceiling(report, bench)
+    add_realism(report, bench, pictures, asked)
     for head, names in (("object", objects), ("style", styles)):
         for name in names:
             among = np.array(wanted[head]) == {"object": OBJECTS, "style": STYLES}[head].index(name)
             report.add(f"{head} accuracy, {name}", accuracy(seen[head], wanted[head], prompts, among))
     report.sheets = sheets(pictures, objects, styles, len(seeds))
     return report
+
+
+def add_realism(
+    report: Report, bench: Bench, pictures: Sequence[Image.Image], asked: Sequence[tuple[str, str, Request]]
+) -> None:
+    """Add the distance to as many real scenes of the same contents, and that of other such scenes: the floor."""
+    contents = [(object, background(object, style), style) for object, style, _ in asked]
+    real, others = real_scenes(contents), real_scenes(contents, len(contents))
+    for crowd, shown in (("drawn", pictures), ("other real scenes", others)):
+        for name, distance in distances(bench, shown, real).items():
+            report.add(f"Frechet distance to real scenes, {name} features, {crowd}", distance)
 
 
 def add_ceiling(report: Report, bench: Bench) -> None:
