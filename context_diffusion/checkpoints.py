@@ -69,12 +69,13 @@ MODELS = {
             resolution=128,
             vram_gb=1,
             licence="MIT",
+            steps=20,
             guidance_scale=3.0,
             control_scale=1.5,
             guided_control=True,
             prompt_order="sentence",  # that of its captions
             word_list=True,
-            evaluation_steps=15,
+            evaluation_steps=20,
             half_on_gpu=False,
         ),
         Model(

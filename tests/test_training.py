@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,8 @@ from training_run import STEPS, Tiny, run
 
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.files import TINY_SCENES
+from context_diffusion.scenes.judge import Judge
+from experiments.evaluation.unseen import unseen
 from experiments.publishing import weights
 from experiments.training import data, depth, judge, music, vae
 from experiments.training.clip import contrast, normalize
@@ -508,12 +512,33 @@ def test_pictures_and_their_depth_are_mirrored_together():
 
 def test_the_decoder_alone_leaves_the_encoder_and_the_scale_is_that_of_the_latents():
     model, pixels = vae.new_autoencoder(), small_pixels(4)
-    vae.decoder_loss(model, data.to_tensor(pixels), Draws(0, range(4), 0)).backward()
+    vae.decoder_loss(model, data.to_tensor(pixels), Draws(0, range(4), 0), Judge.from_pretrained().network).backward()
     assert all(weight.grad is None for part in (model.encoder, model.quant_conv) for weight in part.parameters())
     assert all(weight.grad is not None for weight in model.decoder.parameters())
     with torch.no_grad():
         latents = model.encode(data.to_tensor(pixels)).latent_dist.mean
     assert (latents * vae.scaling_factor(model, pixels)).std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_features_are_the_farther_apart_the_more_a_texture_is_blurred():
+    judge, drawn = Judge.from_pretrained().network.requires_grad_(False), unseen(0, "mosaic").pixels
+    sharp = data.to_tensor(drawn[None])
+    blurred = [data.to_tensor(cv2.GaussianBlur(drawn, (0, 0), sigma)[None]) for sigma in (0.5, 1.0, 2.0)]
+    apart = [vae.features_apart(judge, sharp, other).item() for other in (sharp, *blurred)]
+    assert apart[0] == 0 and apart == sorted(apart) and apart[1] > 0.01
+
+
+def test_latents_and_target_are_scaled_and_turned_alike_in_half_of_the_batches():
+    pixels = torch.linspace(0, 1, 96)[:, None] + torch.linspace(0, 3, 96)
+    target, latents = pixels.expand(2, 1, -1, -1), F.avg_pool2d(pixels.expand(2, 1, -1, -1), 8)
+    sides, kept = set(), 0
+    for step in range(200):
+        small, large = vae.changed_alike(latents, target, Draws(0, range(2), step))
+        assert large.shape[2] == 8 * small.shape[2] and large.shape[3] == 8 * small.shape[3]
+        torch.testing.assert_close(small[..., 1:-1, 1:-1], F.avg_pool2d(large, 8)[..., 1:-1, 1:-1], atol=0.06, rtol=0)
+        sides.add(small.shape[2])
+        kept += small is latents
+    assert sides == {6, 8, 9, 10, 12} and 70 < kept < 130
 
 
 def test_the_centre_of_dino_is_that_of_all_passes_and_its_teacher_follows_once():

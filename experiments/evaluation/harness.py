@@ -43,7 +43,7 @@ PAPERS = {  # these work by units, so run(bench) is None while other processes a
 }  # fmt: skip
 PROTOCOLS = OFFLINE | PAPERS
 WORK = ROOT / "build" / "evaluation"
-OFFLINE_STEPS = 25
+OFFLINE_STEPS = 20
 SEEDS = 3
 MOST = {"limit": 10**6, "seeds": 10**4, "steps": 1000, "batch_size": 1024}  # steps: as many as models are trained with
 GROUPS = {"offline": OFFLINE, "papers": PAPERS}

@@ -17,7 +17,7 @@ from context_diffusion.scenes import TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 
 from ..evaluation.harness import OFFLINE
-from ..training import data, unet
+from ..training import data
 
 FUSION_PROTOCOLS = ("captions", "music", "speech", "fusion")  # scores of tiny-fusion, which has a card of its own
 COMPONENTS = {  # record of the run -> folders, class, what it learned from
@@ -49,10 +49,9 @@ Written by `python -m experiments.publishing.card`; all numbers come from the fi
 
 ## Data
 
-`context_diffusion.scenes` draws the pictures on the spot: {group} scenes for each of {groups:,} draws of a style
-({unet_groups:,} for the U-Net). Held-out draws start at number {held_out:,}. A caption names the object, the background
-and mostly the style; palette and texture parameters are free. The contexts of a training sample are other scenes of its
-style draw, never the target.
+`context_diffusion.scenes` draws the pictures on the spot: {group} scenes for each of {groups:,} draws of a style.
+Held-out draws start at number {held_out:,}. A caption names the object, the background and mostly the style; palette
+and texture parameters are free. The contexts of a training sample are other scenes of its style draw, never the target.
 
 ## Recipe
 
@@ -137,7 +136,6 @@ def card() -> str:
     return TEXT.format(
         groups=data.GROUPS,
         group=GROUP,
-        unet_groups=unet.GROUPS,
         held_out=TinyScenes.HELD_OUT,
         training=training_table(),
         schedule=schedule(),

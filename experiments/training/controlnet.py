@@ -30,7 +30,7 @@ from context_diffusion.files import TINY_SCENES
 from context_diffusion.scenes import Scene, Style, render
 from context_diffusion.scenes.dataset import GROUP
 
-from .data import CACHE, kept, pictures
+from .data import CACHE, GROUPS, kept, pictures
 from .draws import Draws
 from .features import features
 from .loop import train
@@ -39,18 +39,18 @@ from .recipe import Recipe, read_options
 from .saving import load_weights, save_half
 from .unet import condition, drawn, weighted_error
 
-GROUPS = 3000
+LAYOUTS = 3000 * GROUP  # those of the first pictures
 QUERY_STYLES = {"flat": 0.5, "line art": 0.2}  # the others: any style
 
 
-def query_edges(groups: int = GROUPS) -> np.ndarray:
-    """Canny edges of the first pictures' layouts in other styles, packed bits (n, 128, 16)."""
-    return kept(CACHE / f"canny-{groups}.npy", np.load, lambda file: np.save(file, _edges(groups)))
+def query_edges(count: int = LAYOUTS) -> np.ndarray:
+    """Canny edges of the first pictures' layouts in other styles, packed bits (count, 128, 16)."""
+    return kept(CACHE / f"canny-{count}.npy", np.load, lambda file: np.save(file, _edges(count)))
 
 
-def _edges(groups: int) -> np.ndarray:
+def _edges(count: int) -> np.ndarray:
     generator, rows = np.random.default_rng(0), []
-    for i in tqdm(range(groups * GROUP), desc="drawing queries", mininterval=5):
+    for i in tqdm(range(count), desc="drawing queries", mininterval=5):
         name = generator.choice([*QUERY_STYLES, ""], p=[*QUERY_STYLES.values(), 1 - sum(QUERY_STYLES.values())])
         style = Style.draw(500_000_000 + i, **({"name": str(name)} if name else {}))
         drawn = render(Scene.draw(i // GROUP * 1000 + i % GROUP), style, i)
@@ -62,9 +62,9 @@ def controls(kind: str) -> torch.Tensor:
     """Control maps of the first pictures, uint8 (n, 128, 128), 255 on an edge or where the scene is nearest."""
     if kind == "canny":
         return torch.from_numpy(np.unpackbits(query_edges(), axis=2) * 255)
-    depth = torch.from_numpy(pictures()["depth"][: GROUPS * GROUP]).float()
+    depth = torch.from_numpy(pictures()["depth"][:LAYOUTS])
     low, high = depth.amin(dim=(1, 2), keepdim=True), depth.amax(dim=(1, 2), keepdim=True)
-    return ((depth - low) / (high - low).clamp(min=1) * 255).byte()
+    return ((depth - low) * (255 / (high - low).clamp(min=1))).byte()
 
 
 def frozen_parts(parts: Path) -> tuple[UNet2DConditionModel, ContextProjector]:
@@ -82,7 +82,7 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
 
 def main() -> None:
     """Train the ControlNet named by ``--kind``."""
-    parser = Recipe.parser(__doc__, steps=4000, batch_size=32, learning_rate=7e-4, ema=0.998)
+    parser = Recipe.parser(__doc__, steps=1500, batch_size=32, learning_rate=1e-3, optimizer="muon", ema=0.995)
     parser.add_argument("--kind", choices=("canny", "depth"), required=True, help="what its control maps show")
     options = read_options(parser)
     kind, recipe = options.pop("kind"), Recipe(**options)

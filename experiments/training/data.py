@@ -20,7 +20,7 @@ from context_diffusion.scenes import TinyScenes, labels
 
 from .draws import Draws
 
-GROUPS = 6000
+GROUPS = 12_000
 CACHE = ROOT / "build" / "scenes"
 
 Kept = TypeVar("Kept")

@@ -32,6 +32,7 @@ from context_diffusion.files import TINY_SCENES, folder_written_whole
 from context_diffusion.scenes import BACKGROUNDS, TinyScenes
 from context_diffusion.scenes.dataset import GROUP
 
+from .data import GROUPS
 from .draws import Draws
 from .features import ENCODERS, features
 from .loop import train
@@ -39,7 +40,6 @@ from .machine import processes
 from .recipe import Recipe
 from .saving import load_weights, save_half
 
-GROUPS = 12_000
 HELD_OUT_GROUPS, HELD_OUT_DRAWS = 128, 3
 BANDS = 5  # of noise, in the held-out loss
 TEXT_DROP = 0.15
@@ -61,6 +61,7 @@ def new_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # trailing steps have none, but diffusers' pipelines warn of any other
     )
 
 

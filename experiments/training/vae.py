@@ -3,19 +3,25 @@
     python -m experiments.training.vae                  # encoder and decoder together
     python -m experiments.training.vae --decoder        # afterwards: the decoder alone, latents unchanged
 
-Both see random 64x64 crops: the network is convolutional. Together they minimise L1 + squared error + 0.2 x L1 of the
+Both see random 96x96 crops: the network is convolutional. Together they minimise L1 + squared error + 0.2 x L1 of the
 picture's gradients + 1e-3 x KL per latent dimension (Rombach et al. 2022, section 3.1, without the adversarial part).
-The decoder alone minimises mostly squared error, because that is what PSNR measures, as Stable Diffusion's ft-MSE
-decoders do. It can be trained on at any time, also while the U-Net is in training: that never sees the decoder.
+In half of the batches latents and target are scaled or turned alike (EQ-VAE, Kouzelis et al. 2025): what a latent says
+then depends little on where it stands, which a diffusion model learns faster.
+
+The decoder alone minimises squared error + 0.1 x L1 + 0.1 x the distance in the features of the judge, which has seen
+every texture: squared error alone paints bricks and dots that it is not sure of as their mean. It can be trained on at
+any time, also while the U-Net is in training: that never sees the decoder.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from transformers import ResNetForImageClassification
 
 from context_diffusion.checkpoints import load_part
 from context_diffusion.commands import run_command
@@ -24,12 +30,13 @@ from context_diffusion.files import TINY_SCENES
 from .data import mirror, pictures, to_tensor
 from .draws import Draws
 from .loop import train
-from .machine import processes
+from .machine import device, processes
 from .recipe import Recipe, read_options
 from .saving import save_half
 
-CROP = 64
+CROP = 96
 KL_WEIGHT = 1e-3
+SCALES = (1 / 2, 2 / 3, 3 / 4, 5 / 6)  # of latents and target; 12 latents and 96 pixels stay whole
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -50,7 +57,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def random_crops(pixels: np.ndarray, draws: Draws) -> torch.Tensor:
-    """Random crops of random pictures, half of them mirrored; (samples, 3, 64, 64) in [-1, 1]."""
+    """Random crops of random pictures, half of them mirrored; (samples, 3, 96, 96) in [-1, 1]."""
     index, corner = draws.randint(len(pixels)).tolist(), draws.randint(pixels.shape[1] - CROP + 1, 2).tolist()
     crops = [pixels[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, corner, strict=True)]
     return mirror(draws, to_tensor(np.stack(crops)))
@@ -63,25 +70,51 @@ def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + error.square().mean() + 0.2 * gradients
 
 
+def changed_alike(latents: torch.Tensor, target: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """In half of the batches scale both, (n, c, h, w), by one of ``SCALES``, or turn both by a quarter."""
+    change = int(torch.randint(2 * (len(SCALES) + 1), (), generator=draws.common))
+    if change < len(SCALES):
+        return tuple(
+            F.interpolate(x, [round(side * SCALES[change]) for side in x.shape[2:]], mode="bilinear", antialias=True)
+            for x in (latents, target)
+        )
+    if change == len(SCALES):
+        return latents.rot90(1, (2, 3)), target.rot90(1, (2, 3))
+    return latents, target
+
+
 def autoencoder_loss(model: AutoencoderKL, target: torch.Tensor, draws: Draws) -> torch.Tensor:
     """What encoder and decoder minimise together."""
     posterior = model.encode(target).latent_dist
     noise = draws.randn(*posterior.mean.shape[1:]).to(target.device)
-    output = model.decode(posterior.mean + posterior.std * noise).sample
-    return picture_loss(output, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    latents, expected = changed_alike(posterior.mean + posterior.std * noise, target, draws)
+    output = model.decode(latents).sample
+    return picture_loss(output, expected) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
-def decoder_loss(model: AutoencoderKL, target: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """What the decoder alone minimises: squared error + 0.1 x L1."""
+def decoder_loss(model: AutoencoderKL, target: torch.Tensor, draws: Draws, judge: torch.nn.Module) -> torch.Tensor:
+    """What the decoder alone minimises: squared error + 0.1 x L1 + 0.1 x the distance in the judge's features."""
     with torch.no_grad():
         latents = model.encode(target).latent_dist.mean
     output = model.decode(latents).sample.float()
-    return F.mse_loss(output, target) + 0.1 * F.l1_loss(output, target)
+    return F.mse_loss(output, target) + 0.1 * F.l1_loss(output, target) + 0.1 * features_apart(judge, output, target)
+
+
+def features_apart(judge: torch.nn.Module, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The squared distance of a classifier's features, of unit length at each place, summed over its stages.
+
+    Zhang et al. (2018), equation 1, with all weights 1; averaged over places and pictures.
+    """
+    of_first, of_second = (
+        [F.normalize(stage, dim=1) for stage in judge.base_model(x, output_hidden_states=True).hidden_states]
+        for x in (first, second)
+    )
+    return sum((a - b).square().sum(dim=1).mean() for a, b in zip(of_first, of_second, strict=True))
 
 
 def main() -> None:
     """Train both parts, or the decoder of the published weights or of those in ``--start``."""
-    parser = Recipe.parser(__doc__, steps=8000, batch_size=16, learning_rate=1e-3)
+    parser = Recipe.parser(__doc__, steps=8000, batch_size=8, learning_rate=1e-3)
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone, at a rate of 7e-4")
     if parser.parse_known_args()[0].decoder:
         parser.set_defaults(learning_rate=7e-4, seed=1)
@@ -89,7 +122,10 @@ def main() -> None:
     alone, recipe = options.pop("decoder"), Recipe(**options)
     with processes().main_process_first():
         pixels = pictures()["pixels"]
-    minimised, model = decoder_loss if alone else autoencoder_loss, new_autoencoder()
+    minimised, model = autoencoder_loss, new_autoencoder()
+    if alone:
+        judge = load_part(ResNetForImageClassification, str(TINY_SCENES / "judge"), device=device())
+        minimised = partial(decoder_loss, judge=judge.eval().requires_grad_(False))
     if alone or recipe.start:  # with its configuration: the scaling factor belongs to the latents
         model = load_part(AutoencoderKL, str(Path(recipe.start or TINY_SCENES) / "vae"))
     for part in (model.encoder, model.quant_conv):
