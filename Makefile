@@ -34,7 +34,7 @@ RUNTIME := $(VENV)/.runtime-$(CLONE)
 DEV := $(VENV)/.dev-$(CLONE)
 SET_UP := $(PYTHON) set_up.py $(VENV) $(PIP_ARGS)
 FIRST := notebooks/00_quickstart.ipynb
-COMPONENTS := vae clip unet controlnet-canny controlnet-depth decoder depth dino judge captioner speech music
+COMPONENTS := vae clip unet controlnet-canny controlnet-depth decoder depth dino judge texture captioner speech music
 
 PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 

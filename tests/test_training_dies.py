@@ -17,7 +17,7 @@ from experiments.training import data, loop, recipe
 from experiments.training.loop import train
 from experiments.training.recipe import Recipe
 
-TRAININGS = ("vae", "clip", "unet", "controlnet", "depth", "dino", "judge", "captioner", "speech", "music")
+TRAININGS = ("vae", "clip", "unet", "controlnet", "depth", "dino", "judge", "texture", "captioner", "speech", "music")
 
 
 def state_of(folder: Path) -> dict:

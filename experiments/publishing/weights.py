@@ -36,6 +36,7 @@ FOLDERS = {  # run -> model and its folders
     "depth": ("tiny-scenes", ("depth",)),
     "dino": ("tiny-scenes", ("dino",)),
     "judge": ("tiny-scenes", ("judge",)),
+    "texture": ("tiny-scenes", ("texture",)),
     "captioner": ("tiny-fusion", ("captioner",)),
     "speech": ("tiny-fusion", ("speech",)),
     "music": ("tiny-fusion", ("music",)),

@@ -1,0 +1,1 @@
+"""The bench for style methods: tasks, methods, and scores against the truth."""
