@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
@@ -97,6 +97,23 @@ class Convolutions(nn.Module):
         return (cells + self.layers(cells)).relu()
 
 
+class Pooling(nn.Module):
+    """Mean and deviation over all cells, and the mean over those that each of four heads looks at: lines, say."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.look = nn.Conv2d(width, heads, 1)
+
+    def forward(self, cells: Float[Tensor, "n width h w"]) -> Float[Tensor, "n dim"]:
+        """The six means and deviations of each channel, one after the other."""
+        flat = rearrange(cells, "n width h w -> n width (h w)")
+        look = rearrange(self.look(cells), "n heads h w -> n heads (h w)").softmax(dim=2)
+        seen = rearrange(
+            einsum(look, flat, "n heads cells, n width cells -> n heads width"), "n heads width -> n (heads width)"
+        )
+        return torch.cat([flat.mean(dim=2), flat.std(dim=2), seen], dim=1)
+
+
 class ReaderNetwork(ModelMixin, ConfigMixin):
     """A small U-Net over patches of four pixels, with three outputs.
 
@@ -115,8 +132,9 @@ class ReaderNetwork(ModelMixin, ConfigMixin):
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, 4 * len(SLOTS), 1), nn.PixelShuffle(2),
         )  # fmt: skip
+        self.pool = nn.ModuleList(Pooling(width) for _ in range(LEVELS))
         self.texture = nn.Sequential(
-            nn.Linear(2 * LEVELS * width, 128), nn.ReLU(), nn.Linear(128, len(STYLES) * (2 + len(PARAMETERS)))
+            nn.Linear(6 * LEVELS * width, 96), nn.ReLU(), nn.Linear(96, len(STYLES) * (2 + len(PARAMETERS)))
         )
 
     def forward(
@@ -131,7 +149,7 @@ class ReaderNetwork(ModelMixin, ConfigMixin):
         levels = [self.blocks[1](cells)]
         for number, down in enumerate(self.down):
             levels.append(self.blocks[2 + number](down(levels[-1])))
-        pooled = [moment(level, dim=(2, 3)) for level in levels for moment in (torch.mean, torch.std)]
+        pooled = [pool(level) for pool, level in zip(self.pool, levels, strict=True)]
         styles = rearrange(
             self.texture(torch.cat(pooled, dim=1)), "n (styles rows) -> n styles rows", styles=len(STYLES)
         )

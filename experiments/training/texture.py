@@ -78,17 +78,15 @@ def weathered(batch: torch.Tensor, draws: Draws) -> torch.Tensor:
     return batch + 0.06 * draws.rand(1, 1, 1) * draws.randn(*batch.shape[1:])
 
 
-def reading_loss(
-    network: ReaderNetwork, pixels: torch.Tensor, truth: dict[str, torch.Tensor], weight: float = 0.5
-) -> torch.Tensor:
+def reading_loss(network: ReaderNetwork, pixels: torch.Tensor, truth: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy of slots and styles, and the squared error of the numbers that the true style shows."""
     slots, styles, numbers = network(pixels)
     own = numbers.float()[torch.arange(len(pixels)), truth["style"]]
     error = (truth["known"] * (own - truth["numbers"]).square()).sum() / truth["known"].sum().clamp(min=1)
     return (
         F.cross_entropy(slots.float(), truth["slots"].long(), ignore_index=UNSURE)
-        + weight * F.cross_entropy(styles.float(), truth["style"])
-        + weight * error
+        + F.cross_entropy(styles.float(), truth["style"])
+        + error
     )
 
 

@@ -1,20 +1,32 @@
 """The scores of the bench: what a picture took over from its reference, against the truth about the reference.
 
     scores = StyleScores(bench)
-    scores(pictures, prompts, references, truth)     # {"slot palette": [...], "texture": [...], ...}
-    scores(pictures, prompts, references)            # of pictures without a known truth: fewer scores
+    scores(pictures, prompts, references, Truth(drawn))   # {"slot palette": [...], "texture": [...], ...}
+    scores(pictures, prompts, references)                 # where no truth is known: fewer scores
+    scores.of_row(all_pictures_of_a_method)               # {"kernel distance, DINO": Estimate, ...}
 
 The pictures are those of one task: one of each prompt, all in the style of the references. A list has a number for each
-picture, or a single one where it is about all of them. What a perfect method would reach are real further scenes, the
-same prompts in the reference's own style draw; the scores are made so that cheats do not reach it:
-``tests/test_bench_scores.py`` holds them to that.
+picture, or one where it is about all of them. What a perfect method would reach are *real further scenes*: the prompts
+of the task in the reference's own style draw. Cheats do not reach them: ``tests/test_bench_scores.py`` holds every
+score to that.
+
+Thrown away, because a cheat wins it or because it measures something else:
+
+- **DINO's cosine and the distance of palettes**, as proof of style: a plain picture that is given the reference's mean
+  and spread of each channel comes near real further scenes, and the reference itself beats them. Both are kept, in
+  ``CHEATED``, to be compared with papers.
+- **Diversity in DINO's features**, also of grey pictures: it tells styles apart, not contents, so that a set in four
+  styles is thirty times as diverse as real scenes in one.
+- **One order of all methods by a weighted sum**: any weights let a cheat win somewhere. "passes" is no sum: a picture
+  passes if it is like real further scenes in everything at once, and each cheat fails in something.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from context_diffusion.checkpoints import find_part
@@ -26,7 +38,18 @@ from ..bench import Bench
 from ..papers.scorers import fingerprint
 from ..unseen import seed_of
 from .scores_content import Content, content_of, content_scores, leakage
-from .scores_copying import diversity, layout_copies, pixel_copies, segments_of
+from .scores_copying import (
+    Comparison,
+    Maps,
+    beyond_chance,
+    coarse_layout,
+    coarse_pixels,
+    correlation,
+    diversity,
+    most_alike,
+    overlap,
+    segments_of,
+)
 from .scores_realism import Crowd, softness
 from .scores_style import reference_slots, slot_palette_distances, texture_distances
 
@@ -36,10 +59,14 @@ LOWER = (
     "layout copy", "defects, DINO", "defects, judge", "softness",
 )  # fmt: skip
 HIGHER = (
-    "DINO", "CLIP, prompt", "style", "object", "background", "sun", "diversity of features", "diversity of layout",
+    "passes", "style", "object", "background", "sun", "DINO", "CLIP, prompt", "diversity of pixels",
+    "diversity of layouts",
 )  # fmt: skip
-RATES = ("style", "object", "background", "sun", "leakage")  # 0 or 1 for each picture
-CHEATED = ("DINO", "palette distance")  # a cheat wins them: they are there to be compared with other papers
+RATES = ("passes", "style", "object", "background", "sun", "leakage")  # 0 or 1 for each picture
+CHEATED = ("DINO", "palette distance")
+TO_PASS = ("slot palette", "texture", "pixel copy", "layout copy")  # no more than the worst real further scene has
+
+Values = dict[str, Float[np.ndarray, " n"]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +75,7 @@ class Truth:
 
     Args:
         drawn: one rendering for each reference; all share a style draw.
-        further: real further scenes of the prompts in the same style draw; drawn here unless given.
+        further: real further scenes in it, several sets of the task's prompts in order; drawn here unless given.
         textured: whether the style is one of the world's ten, whose textures can be read.
     """
 
@@ -87,17 +114,15 @@ class StyleScores:
         self,
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
-        references: Sequence[Image.Image],
+        references: Sequence[Image.Image] = (),
         truth: Truth | None = None,
     ) -> dict[str, list[float]]:
-        """Score the pictures of one task; without references, only what they show and how real they look."""
+        """Score the pictures of one task."""
         if len(pictures) != len(prompts):
-            raise ValueError(
-                f"Each picture has its prompt; there are {len(pictures)} pictures, {len(prompts)} prompts."
-            )
+            raise ValueError(f"Each picture has its prompt; got {len(pictures)} pictures and {len(prompts)} prompts.")
         scores = self.of_prompts(pictures, prompts) | self.of_references(pictures, references)
         if truth is not None:
-            scores |= self.of_truth(pictures, prompts, references, truth)
+            scores |= self.of_truth(list(pictures), prompts, references, truth)
         return scores
 
     def of_prompts(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
@@ -121,39 +146,42 @@ class StyleScores:
         return scores
 
     def of_truth(
-        self,
-        pictures: Sequence[Image.Image],
-        prompts: Sequence[str],
-        references: Sequence[Image.Image],
-        truth: Truth,
+        self, pictures: list[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image], truth: Truth
     ) -> dict[str, list[float]]:
-        """Whatever is compared with real scenes or with what is known of the references."""
-        style, wanted = truth.drawn[0].style, [content_of(prompt) for prompt in prompts]
-        further = list(truth.further or self.further(style, tuple(wanted)))
-        reading, real = self.read(pictures), self.read(further)
-        slots = reading.slots if reading else None
-        scores = {"softness": softness(pictures, further), "pixel copy": pixel_copies(pictures, references, further)}
-        if "judge" in self.networks and all(one.object for one in wanted):
-            seen = self.networks["judge"](pictures)
-            scores |= content_scores(seen, slots, wanted)
-            scores["leakage"] = leakage(seen["object"], wanted, [one.scene.object for one in truth.drawn])
-            if truth.textured:
-                scores["style"] = (seen["style"] == STYLES.index(style.name)).astype(float).tolist()
-        if reading and real:
+        """Whatever is compared with real scenes, or with what is known of the references."""
+        wanted, count = tuple(map(content_of, prompts)), len(pictures)
+        further = list(truth.further or self.further(truth.drawn[0].style, wanted))
+        everyone = pictures + further
+        reading = self.networks["texture"](everyone) if "texture" in self.networks else None
+        maps = {"pixel": (coarse_pixels(everyone), coarse_pixels(references), correlation)}
+        if reading is not None:
             own = np.stack([slot_map(one.scene, sure=False) for one in truth.drawn])
-            segments = [segments_of(maps) for maps in (reading.slots, own, real.slots)]
-            scores["layout copy"] = layout_copies(*segments)
-            scores["slot palette"] = slot_palette_distances(pictures, reading.slots, reference_slots(truth.drawn))
-            if truth.textured:
-                scores |= texture_distances(reading, truth.drawn[0])
-        encode = self.networks["dino"].encode_images if "dino" in self.networks else None
-        maps = (segments_of(reading.slots), segments_of(real.slots)) if reading and real else (None, None)
-        scores |= diversity(pictures, further, *maps, encode)
-        return scores | self.crowd().defects(pictures)
+            maps["layout"] = (*(coarse_layout(segments_of(slots)) for slots in (reading.slots, own)), overlap)
+        found = copies(maps, count) | ({} if reading is None else style_distances(everyone, reading, truth))
+        content = self.of_content(pictures, reading, wanted, truth)
+        scores = {name: values[:count].tolist() for name, values in found.items()} | content
+        scores |= {"softness": softness(pictures, further)} | self.crowd().defects(pictures)
+        if "object" in content and reading is not None:
+            scores["passes"] = passes(found, content, count)
+        if count > 1:
+            scores |= {
+                f"diversity of {kind}s": [diversity(all_maps[:count], all_maps[count:], compare)]
+                for kind, (all_maps, _, compare) in maps.items()
+            }
+        return scores
 
-    def read(self, pictures: Sequence[Image.Image]) -> Reading | None:
-        """What the reader says, where there is one."""
-        return self.networks["texture"](list(pictures)) if "texture" in self.networks else None
+    def of_content(
+        self, pictures: list[Image.Image], reading: Reading | None, wanted: tuple[Content, ...], truth: Truth
+    ) -> dict[str, list[float]]:
+        """What the judge and the reader see, against the prompts; nothing where a prompt names none of the objects."""
+        if "judge" not in self.networks or not all(one.object for one in wanted):
+            return {}
+        seen, slots = self.networks["judge"](pictures), None if reading is None else reading.slots[: len(pictures)]
+        scores = content_scores(seen, slots, wanted)
+        scores["leakage"] = leakage(seen["object"], wanted, [one.scene.object for one in truth.drawn])
+        if truth.textured:
+            scores["style"] = (seen["style"] == STYLES.index(truth.drawn[0].style.name)).astype(float).tolist()
+        return scores
 
     def of_row(self, pictures: Sequence[Image.Image]) -> dict[str, Estimate]:
         """Of all pictures of a method together: the kernel distance to real scenes, 0 for more of those."""
@@ -162,6 +190,25 @@ class StyleScores:
     def _crowd(self) -> Crowd:
         known = {"dino": "DINO", "judge": "judge"}
         return Crowd({known[part]: self.networks[part].encode_images for part in known if part in self.networks})
+
+
+def copies(maps: Mapping[str, tuple[Maps, Maps, Comparison]], count: int) -> Values:
+    """How much of a reference is found in the pictures, the first ``count`` of all, and in real further scenes."""
+    shared = {kind: most_alike(everyone, references, compare) for kind, (everyone, references, compare) in maps.items()}
+    return {f"{kind} copy": beyond_chance(values, values[count:]) for kind, values in shared.items()}
+
+
+def style_distances(everyone: Sequence[Image.Image], reading: Reading, truth: Truth) -> Values:
+    """How far the colours and textures that the reader finds are from the truth about the references."""
+    found = {"slot palette": slot_palette_distances(everyone, reading.slots, reference_slots(truth.drawn))}
+    return found | (texture_distances(reading, truth.drawn[0].style) if truth.textured else {})
+
+
+def passes(found: Values, content: dict[str, list[float]], count: int) -> list[float]:
+    """Whether a picture has the right object and style, and is like real further scenes in all of ``TO_PASS``."""
+    right = [np.array(content[name]) > 0 for name in ("object", "style") if name in content]
+    alike = [found[name][:count] <= found[name][count:].max() for name in TO_PASS if name in found]
+    return np.all([*right, *alike], axis=0).astype(float).tolist()
 
 
 def further_scenes(style: Style, contents: tuple[Content, ...]) -> list[Image.Image]:

@@ -36,12 +36,12 @@ class Crowd:
         self.usual = {name: _nearest(rows, rows, itself=True).median() for name, rows in self.features.items()}
 
     def defects(self, images: Sequence[Image.Image]) -> dict[str, list[float]]:
-        """The distance from each picture to the nearest real scene, of that between real scenes: 1 is usual.
+        """How often the distance to the nearest real scene doubles that which real scenes have: 0 is usual.
 
-        Cosine distance, in features of each network.
+        log2 of the ratio of cosine distances, in features of each network.
         """
         return {
-            f"defects, {name}": (_nearest(encode(list(images)).double(), rows) / self.usual[name]).tolist()
+            f"defects, {name}": _doublings(encode(list(images)).double(), rows, self.usual[name])
             for (name, encode), rows in zip(self.encoders.items(), self.features.values(), strict=True)
         }
 
@@ -51,6 +51,10 @@ class Crowd:
             f"kernel distance, {name}": kernel_distance(encode(list(images)).double(), self.features[name])
             for name, encode in self.encoders.items()
         }
+
+
+def _doublings(rows: Float[Tensor, "n dim"], real: Float[Tensor, "m dim"], usual: Float[Tensor, ""]) -> list[float]:
+    return (_nearest(rows, real).clamp(min=1e-6) / usual.clamp(min=1e-6)).log2().tolist()
 
 
 def _nearest(rows: Float[Tensor, "n dim"], real: Float[Tensor, "m dim"], itself: bool = False) -> Float[Tensor, " n"]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from context_diffusion.images import resize
 from context_diffusion.metrics import srgb_to_lab
-from context_diffusion.scenes import SIZE, STYLES, Rendering
+from context_diffusion.scenes import SIZE, STYLES, Rendering, Style
 from context_diffusion.scenes.palettes import SLOTS
 from context_diffusion.scenes.reader import CELLS, UNSURE, Reading, parameter_errors, slot_map
 
@@ -51,7 +51,7 @@ def reference_slots(drawn: Sequence[Rendering]) -> Colors:
 
 def slot_palette_distances(
     images: Sequence[Image.Image], slots: UInt8[np.ndarray, "n cells cells"], true: Colors
-) -> list[float]:
+) -> Float[np.ndarray, " n"]:
     """The mean over slots of |colour in the picture - colour in the reference|, in Delta E*ab (1976).
 
     Over the slots that both show; a picture that shows none of the reference's counts with its mean colour in each.
@@ -63,19 +63,16 @@ def slot_palette_distances(
         mean = lab.mean(axis=(0, 1))
         pairs = [(own[slot], true[slot]) for slot in common] or [(mean, color) for color in true.values()]
         distances.append(float(np.mean([np.linalg.norm(one - other) for one, other in pairs])))
-    return distances
+    return np.array(distances)
 
 
-def texture_distances(reading: Reading, drawn: Rendering) -> dict[str, list[float]]:
-    """How far each picture's texture is from the reference's, in deviations over style draws.
+def texture_distances(reading: Reading, style: Style) -> dict[str, Float[np.ndarray, " n"]]:
+    """How far each picture's texture is from a style draw's, in deviations over style draws.
 
     Under the name of each parameter that the style shows |read - true| / deviation, and under "texture" the root of
     their mean square. A picture that is read as another style is as far as a random draw is: sqrt(2).
     """
-    style = drawn.style
     alike = reading.styles == STYLES.index(style.name)
     errors = parameter_errors(reading.parameters(style.name), style)
-    rows = np.stack([*errors.values()]) if errors else np.zeros((0, len(alike)))
-    whole = np.sqrt((rows**2).mean(axis=0)) if errors else np.zeros(len(alike))
-    found = {name: np.where(alike, error, TWO_DRAWS) for name, error in errors.items()}
-    return {name: values.tolist() for name, values in (found | {"texture": np.where(alike, whole, TWO_DRAWS)}).items()}
+    whole = np.sqrt(np.mean([error**2 for error in errors.values()], axis=0)) if errors else np.zeros(len(alike))
+    return {name: np.where(alike, error, TWO_DRAWS) for name, error in (errors | {"texture": whole}).items()}
