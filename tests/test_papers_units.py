@@ -12,9 +12,15 @@ from dying import SIGNALS, contents, died, moments
 
 from context_diffusion.commands import run_command
 from experiments.evaluation.results import Unit
-from experiments.evaluation.units import digest, place, share_of_process, work
+from experiments.evaluation.units import Places, digest, share_of_process, work
 
 SCRIPT = Path(__file__).with_name("counting_protocol.py")
+
+
+def place(protocol: Counting, out: Path) -> tuple[Path, Path]:
+    """Where the pictures and the scores of a protocol's first unit are."""
+    places, unit = Places(protocol, out), protocol.units()[0]
+    return places.pictures(unit), places.scores(unit)
 
 
 @pytest.fixture

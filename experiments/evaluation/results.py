@@ -11,8 +11,11 @@ from PIL import Image
 from context_diffusion.metrics import Estimate, estimate_difference, estimate_mean, estimate_rate
 
 Scores = dict[str, list[float]]
-RATES = ("object", "style", "leakage")  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
-ENDS = {"palette distance": (0,), "edge F1": (0, 1), "depth rank correlation": (-1, 1)}  # where the others end
+RATES = ("object", "style", "leakage", "background", "sun", "passes")  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
+ENDS = {  # where the others end
+    "edge F1": (0, 1), "depth rank correlation": (-1, 1), "DINO": (-1, 1),
+    **dict.fromkeys(("palette distance", "slot palette", "texture", "defects, DINO", "defects, judge", "softness"), (0,)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

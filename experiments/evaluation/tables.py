@@ -49,6 +49,12 @@ class Table:
         """Every score that any row has, in order."""
         return list(dict.fromkeys(score for row in self.rows.values() for score in row))
 
+    @property
+    def what(self) -> str:
+        """What a cell says; a single unit says nothing about spread."""
+        alone = any(not math.isfinite(e.low) for row in self.rows.values() for e in row.values())
+        return f"value and 95 % interval{'; of one unit, the value alone' if alone else ''}"
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and body; published numbers follow the score that they belong to, or end the row."""
         known = list(dict.fromkeys(score for row in self.published.numbers.values() for score in row))
@@ -79,7 +85,7 @@ class Table:
         header, body = self.cells()
         lines = [header, ["---"] * len(header), *body]
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{self.title}: value and 95 % interval.\n\n{text}\n\n{self.published}".rstrip() + "\n"
+        return f"{self.title}: {self.what}.\n\n{text}\n\n{self.published}".rstrip() + "\n"
 
     def csv(self) -> str:
         """One line for each number: row, score, value, standard_error, low, high, n, published."""
@@ -88,8 +94,9 @@ class Table:
         writer.writerow(["row", "score", "value", "standard_error", "low", "high", "n", "published"])
         for name, row in self.rows.items():
             for score, e in row.items():
-                numbers = [f"{value:.6g}" for value in (e.value, e.standard_error, e.low, e.high)]
-                writer.writerow([name, score, *numbers, e.n, self.published.numbers.get(name, {}).get(score, "")])
+                spread = [f"{x:.6g}" if math.isfinite(x) else "" for x in (e.standard_error, e.low, e.high)]
+                theirs = self.published.numbers.get(name, {}).get(score, "")
+                writer.writerow([name, score, f"{e.value:.6g}", *spread, e.n, theirs])
         return out.getvalue()
 
     def latex(self) -> str:
@@ -98,8 +105,7 @@ class Table:
         lines = [" & ".join(map(escaped, line)) + r" \\" for line in (header, *body)]
         rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
         inner = "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *rules, r"\end{tabular}"])
-        note = escaped(f" {self.published}".rstrip())
-        caption = rf"\caption{{{escaped(self.title)}: value and 95\,\% interval.{note}}}"
+        caption = rf"\caption{{{escaped(f'{self.title}: {self.what}. {self.published}'.rstrip())}}}"
         return "\n".join([r"\begin{table}", caption, inner, r"\end{table}"]) + "\n"
 
 

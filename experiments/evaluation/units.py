@@ -1,18 +1,19 @@
 """Work that can be stopped, resumed and split: unit by unit, every picture and score is written as it is made.
 
 A unit's pictures depend on its seeds alone, so it does not matter which process draws them, or after how many
-interruptions. Folders are named after what their content depends on: ``pictures-<digest>`` after the model and the
-settings that draw, ``scores-<digest>`` inside it after the networks that score. Better weights get a new folder, and
-a new scorer reads the old pictures. In either, ``<unit>.json`` is the last file written of a unit: it says whose it is,
-and what belongs to it. What is damaged, missing or of another unit is told, and made again.
+interruptions. Folders are named after what their content depends on: ``pictures-<digest>`` after the model, the row's
+own setting and the set's own references, ``scores-<digest>`` inside it after the networks that score. So one more row
+draws only that row, better weights get new folders, and a new scorer reads the old pictures. In either,
+``<unit>.json`` is the last file written of a unit: it says whose it is, and what belongs to it. What is damaged,
+missing or of another unit is told, and made again.
 """
 
 import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -36,7 +37,11 @@ class PaperProtocol(Protocol):
     name: str
 
     def about(self) -> Mapping[str, object]:
-        """What the pictures depend on, as JSON; under ``"scorers"``, what the scores depend on as well."""
+        """What the pictures depend on, as JSON.
+
+        Three names have a meaning of their own: ``"settings"`` holds what the pictures of one setting depend on, by its
+        name, ``"sets"`` what those of one set do, a list, and ``"scorers"`` what only the scores depend on.
+        """
         ...
 
     def units(self) -> Sequence[Unit]:
@@ -71,18 +76,43 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def place(protocol: PaperProtocol, out: Path) -> tuple[Path, Path]:
-    """Find the folders of pictures and of scores; each holds an ``about.json`` that says what it depends on."""
-    about = dict(protocol.about())
-    scorers = about.pop("scorers", {})
-    pictures = out / protocol.name / f"pictures-{digest(about)}"
-    scores = pictures / f"scores-{digest(scorers)}"
-    for folder, content in ((pictures, about), (scores, scorers)):
+def own(about: Mapping, unit: Unit) -> dict[str, object]:
+    """What the pictures of one unit depend on: what all do, its own setting, and its own set.
+
+    >>> own({"model": "m", "settings": {"a": 1, "b": 2}, "sets": ["x", "y"], "scorers": {}}, Unit("b", 0))
+    {'model': 'm', 'setting': 2, 'set': 'x'}
+    """
+    shared = {key: value for key, value in about.items() if key not in ("settings", "sets", "scorers")}
+    if unit.setting in about.get("settings", {}):
+        shared["setting"] = about["settings"][unit.setting]
+    if "sets" in about:
+        shared["set"] = about["sets"][unit.index]
+    return shared
+
+
+class Places:
+    """The folders of each unit's pictures and scores; each holds an ``about.json`` that says what it depends on."""
+
+    def __init__(self, protocol: PaperProtocol, out: Path) -> None:
+        self.root, self.about, self._written = out / protocol.name, dict(protocol.about()), set()
+
+    def pictures(self, unit: Unit) -> Path:
+        """The folder of a unit's pictures."""
+        about = own(self.about, unit)
+        return self._told(self.root / f"pictures-{digest(about)}", about)
+
+    def scores(self, unit: Unit) -> Path:
+        """The folder of its scores."""
+        scorers = self.about.get("scorers", {})
+        return self._told(self.pictures(unit) / f"scores-{digest(scorers)}", scorers)
+
+    def _told(self, folder: Path, content: object) -> Path:
         file, text = folder / "about.json", json.dumps(content, indent=1, sort_keys=True) + "\n"
-        if not file.is_file() or file.read_bytes() != text.encode():
+        if folder not in self._written and (not file.is_file() or file.read_bytes() != text.encode()):
             with written_whole(file) as temporary:
                 temporary.write_text(text)
-    return pictures, scores
+        self._written.add(folder)
+        return folder
 
 
 def share_of_process() -> tuple[int, int]:
@@ -102,24 +132,38 @@ def work(protocol: PaperProtocol, out: Path) -> Results | None:
     With several processes, on one machine or on several that share ``out``, each takes every WORLD_SIZE-th unit; those
     that finish before the last get None. Interrupt it at any time: the next call resumes.
     """
-    pictures, scores = place(protocol, out)
+    places = Places(protocol, out)
     units = list(protocol.units())
     if len({unit.path for unit in units}) != len(units):
         raise ValueError(f"Two units of {protocol.name} would be written to one place: rename their settings.")
     rank, world = share_of_process()
     share = units[rank::world]
-    left = [unit for unit in share if not (kept(digests, pictures, unit) and kept(scores_of, scores, unit))]
+    left = [u for u in share if not (kept(digests, places.pictures(u), u) and kept(scores_of, places.scores(u), u))]
     label = protocol.name if world == 1 else f"{protocol.name} {rank + 1}/{world}"
     with tqdm(total=len(share), initial=len(share) - len(left), desc=label, mininterval=2) as bar:
-        for unit in left:
+        start, few = time.perf_counter(), min(len({unit.setting for unit in share}), len(left) // 2)
+        for done, unit in enumerate(left, start=1):
+            pictures = places.pictures(unit)
             if not kept(digests, pictures, unit, told=False):
                 draw(protocol, pictures, unit)
-            write(scores, unit, scores=check_scores(protocol.score(unit, read_pictures(pictures, unit)), unit))
+            scored = check_scores(protocol.score(unit, read_pictures(pictures, unit)), unit)
+            write(places.scores(unit), unit, scores=scored)
             bar.update()
-    found = {unit: kept(scores_of, scores, unit) for unit in units}
+            if done == few:  # one of each setting: some cost much more than others
+                tqdm.write(f"{label}: {minutes((time.perf_counter() - start) / done * (len(left) - done))} to go")
+    found = {unit: kept(scores_of, places.scores(unit), unit) for unit in units}
     if not all(found.values()):
         return None
-    return Results(found, partial(read_pictures, pictures))
+    return Results(found, lambda unit: read_pictures(places.pictures(unit), unit))
+
+
+def minutes(seconds: float) -> str:
+    """Say roughly how long.
+
+    >>> minutes(20), minutes(700)
+    ('less than a minute', 'about 12 minutes')
+    """
+    return "less than a minute" if seconds < 60 else f"about {seconds / 60:.0f} minutes"
 
 
 def draw(protocol: PaperProtocol, folder: Path, unit: Unit) -> None:

@@ -6,7 +6,7 @@ from context_diffusion.scenes import STYLES, Rendering, Scene, Style, TinyScenes
 
 SAMPLE, LAYOUT, CONTEXT, OTHERS, SETTINGS, DOMAIN = (10_000 * number for number in range(6))
 REFERENCES, BLENDS, FINETUNED, ANSWERS = 60_000, 70_000, 80_000, 90_000
-REAL = 95_000
+DEVELOPMENT, TEST, REAL = 65_000, 66_000, 95_000  # the first two are the references of style methods
 SETS = 100_000  # they take 10,000 numbers for each seed
 QUERY_STYLES = ("flat", "line art")  # what people bring as a query: a plain drawing, filled or not
 
