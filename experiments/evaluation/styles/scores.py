@@ -39,15 +39,12 @@ from ..papers.scorers import fingerprint
 from ..unseen import seed_of
 from .scores_content import Content, content_of, content_scores, leakage
 from .scores_copying import (
-    Comparison,
     Maps,
     beyond_chance,
     coarse_layout,
     coarse_pixels,
-    correlation,
     diversity,
     most_alike,
-    overlap,
     segments_of,
 )
 from .scores_realism import Crowd, softness
@@ -56,7 +53,7 @@ from .scores_style import reference_slots, slot_palette_distances, texture_dista
 FURTHER, TIMES = 98_000, 3  # unseen numbers of real further scenes, and how many there are of each prompt
 LOWER = (
     "palette distance", "slot palette", "texture", "period", "angle", "weight", "strength", "leakage", "pixel copy",
-    "layout copy", "defects, DINO", "defects, judge", "softness",
+    "layout copy", "pixel correlation", "defects, DINO", "defects, judge", "softness",
 )  # fmt: skip
 HIGHER = (
     "passes", "style", "object", "background", "sun", "DINO", "CLIP, prompt", "diversity of pixels",
@@ -136,10 +133,17 @@ class StyleScores:
     def of_references(
         self, pictures: Sequence[Image.Image], references: Sequence[Image.Image]
     ) -> dict[str, list[float]]:
-        """The papers' scores: DINO's cosine with the references, and the distance of palettes. Cheats win both."""
+        """The papers' scores, DINO's cosine with the references and the distance of palettes; and copied pixels.
+
+        Cheats win the first two.
+        """
         if not references:
             return {}
-        scores = {"palette distance": palette_distances(pictures, palette_of(list(references))).tolist()}
+        found = most_alike(coarse_pixels(pictures), coarse_pixels(references))
+        scores = {
+            "palette distance": palette_distances(pictures, palette_of(list(references))).tolist(),
+            "pixel correlation": found.tolist(),
+        }
         if "dino" in self.networks:
             cosines = reference_scores(list(pictures), list(references), self.networks["dino"].encode_images)
             scores["DINO"] = cosines.mean(axis=1).tolist()
@@ -153,10 +157,10 @@ class StyleScores:
         further = list(truth.further or self.further(truth.drawn[0].style, wanted))
         everyone = pictures + further
         reading = self.networks["texture"](everyone) if "texture" in self.networks else None
-        maps = {"pixel": (coarse_pixels(everyone), coarse_pixels(references), correlation)}
+        maps = {"pixel": (coarse_pixels(everyone), coarse_pixels(references))}
         if reading is not None:
-            own = np.stack([slot_map(one.scene, sure=False) for one in truth.drawn])
-            maps["layout"] = (*(coarse_layout(segments_of(slots)) for slots in (reading.slots, own)), overlap)
+            true = np.stack([slot_map(one.scene, sure=False) for one in truth.drawn])
+            maps["layout"] = (coarse_layout(segments_of(reading.slots)), coarse_layout(segments_of(true)))
         found = copies(maps, count) | ({} if reading is None else style_distances(everyone, reading, truth))
         content = self.of_content(pictures, reading, wanted, truth)
         scores = {name: values[:count].tolist() for name, values in found.items()} | content
@@ -165,8 +169,7 @@ class StyleScores:
             scores["passes"] = passes(found, content, count)
         if count > 1:
             scores |= {
-                f"diversity of {kind}s": [diversity(all_maps[:count], all_maps[count:], compare)]
-                for kind, (all_maps, _, compare) in maps.items()
+                f"diversity of {kind}s": [diversity(own[:count], own[count:])] for kind, (own, _) in maps.items()
             }
         return scores
 
@@ -192,9 +195,9 @@ class StyleScores:
         return Crowd({known[part]: self.networks[part].encode_images for part in known if part in self.networks})
 
 
-def copies(maps: Mapping[str, tuple[Maps, Maps, Comparison]], count: int) -> Values:
+def copies(maps: Mapping[str, tuple[Maps, Maps]], count: int) -> Values:
     """How much of a reference is found in the pictures, the first ``count`` of all, and in real further scenes."""
-    shared = {kind: most_alike(everyone, references, compare) for kind, (everyone, references, compare) in maps.items()}
+    shared = {kind: most_alike(everyone, references) for kind, (everyone, references) in maps.items()}
     return {f"{kind} copy": beyond_chance(values, values[count:]) for kind, values in shared.items()}
 
 

@@ -6,7 +6,7 @@ prompts, in the same style draw, have in common with the reference. 0 is chance,
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ COARSE = 32  # pixels on a side: 4x4 of the picture's in one
 WINDOW = 22  # of them, in the middle of the reference, are looked for: shifts by up to 20 of the picture's pixels
 Map = Float[np.ndarray, "height width *channels"]
 Maps = Sequence[Map]
-Comparison = Callable[[Map, Map], float]
 ZOOMS = (0.85, 0.92, 1.0, 1.08, 1.18)
 _SEGMENT = np.array(  # of each slot
     [
@@ -51,21 +50,16 @@ def coarse_layout(segments: UInt8[np.ndarray, "n cells cells"]) -> Maps:
 def correlation(picture: Map, middle: Map) -> float:
     """The largest correlation of the reference's middle with a part of the picture, in [-1, 1].
 
-    Blind to gain and lift.
+    Over pixels and channels, each channel about its mean: blind to gain and lift, and to how much sky there is.
     """
     return float(cv2.matchTemplate(picture, middle, cv2.TM_CCOEFF_NORMED).max())
 
 
-def overlap(picture: Map, middle: Map) -> float:
-    """The largest share of the reference's middle that is in the same segment as a part of the picture, in [0, 1]."""
-    return float(cv2.matchTemplate(picture, middle, cv2.TM_CCORR).max() / (middle.shape[0] * middle.shape[1]))
-
-
-def most_alike(maps: Maps, references: Maps, compare: Comparison) -> Float[np.ndarray, " n"]:
+def most_alike(maps: Maps, references: Maps) -> Float[np.ndarray, " n"]:
     """What each map shares with the reference, and the shift and zoom of it, with which it shares most."""
     middles = [_middle(reference, round(COARSE * zoom)) for reference in references for zoom in ZOOMS]
     shrunk = [_shrunk(one, COARSE) for one in maps]
-    return np.array([max(compare(one, middle) for middle in middles) for one in shrunk])
+    return np.array([max(correlation(one, middle) for middle in middles) for one in shrunk])
 
 
 def beyond_chance(shared: Float[np.ndarray, " n"], further: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
@@ -74,13 +68,13 @@ def beyond_chance(shared: Float[np.ndarray, " n"], further: Float[np.ndarray, " 
     return (shared - chance) / (1 - chance)
 
 
-def differences(maps: Maps, compare: Comparison) -> float:
+def differences(maps: Maps) -> float:
     """The mean over pairs of what two maps do not share."""
     pairs = itertools.combinations(maps, 2)
-    return float(np.mean([1 - most_alike([one], [other], compare)[0] for one, other in pairs]))
+    return float(np.mean([1 - most_alike([one], [other])[0] for one, other in pairs]))
 
 
-def diversity(maps: Maps, further: Maps, compare: Comparison) -> float:
+def diversity(maps: Maps, further: Maps) -> float:
     """The differences of pictures, of those within sets of real further scenes: 1 is as diverse as these.
 
     ``further`` holds one set after the other, each with the prompts of the pictures in their order. Where all pictures
@@ -88,7 +82,7 @@ def diversity(maps: Maps, further: Maps, compare: Comparison) -> float:
     """
     count = len(maps)
     sets = [further[first : first + count] for first in range(0, len(further) - count + 1, count)]
-    return differences(maps, compare) / max(1e-6, float(np.mean([differences(one, compare) for one in sets])))
+    return differences(maps) / max(1e-6, float(np.mean([differences(one) for one in sets])))
 
 
 def _shrunk(one: Map, side: int) -> Map:
