@@ -2,16 +2,23 @@
 
 import importlib.util
 import logging
+import numbers
 import os
 import random
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .checks import plain
 from .files import ROOT
 from .signatures import checked
+
+if TYPE_CHECKING:
+    import torch
 
 COLAB_NEEDS = {  # import name -> requirement for pip; torch and numpy are Colab's own and stay as they are
     "diffusers": "diffusers>=0.39,<0.44",
@@ -112,29 +119,118 @@ def _version(name: str) -> str | None:
 
 @checked
 def check(answer: object, expected: object, hint: str = "", *, strict: bool = False) -> None:
-    """Say whether the ``answer`` to an exercise is right and, if not, what to look at.
+    """Say whether the ``answer`` to an exercise is right and, if not, what is near, without telling the answer.
 
-    Tensors, arrays and floats are compared by ``torch.testing.assert_close``, up to rounding; anything else by ``==``.
-    ``None`` and ``...`` mean that nothing has been written yet. Solutions pass ``strict=True``: then anything but the
-    right answer raises ``AssertionError``.
+    Numbers, tensors and arrays are compared up to rounding, whatever their type or device; lists, tuples and dicts part
+    by part; anything else by ``==``. ``None`` and ``...`` mean that nothing has been written yet. The ``hint`` follows
+    a wrong answer. Solutions pass ``strict=True``: then anything but the right answer raises ``AssertionError``.
 
     >>> check(0.1 + 0.2, 0.3)
     Right.
+    >>> check([2, 4], [1.0, 2.0])
+    Not yet: right up to a constant factor.
     """
+    fault = _fault(answer, expected)
+    if fault and fault != UNWRITTEN:
+        fault = f"Not yet: {fault}. {hint}".strip()
+    if fault and strict:
+        raise AssertionError(f"{fault} {hint}" if fault == UNWRITTEN else fault)
+    print(fault or "Right.")
+
+
+UNWRITTEN = "Not written yet."
+
+
+def _fault(answer: object, expected: object) -> str:
+    """What is wrong with an answer, "" if nothing; never what would be right."""
     import numpy as np
     import torch
 
     if answer is None or answer is ...:
-        wrong = "Not written yet."
-    elif isinstance(expected, (torch.Tensor, np.ndarray, float)):
-        try:
-            answer, expected = (torch.as_tensor(value).double() for value in (answer, expected))
-            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
-            wrong = ""
-        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-            wrong = f"Not yet: {str(error).strip().splitlines()[0]}"
-    else:
-        wrong = "" if answer == expected else f"Not yet: expected {expected!r}, got {answer!r}."
-    if wrong and strict:
-        raise AssertionError(f"{wrong} {hint}".strip())
-    print(f"{wrong} {hint if answer is not None and answer is not ... else ''}".strip() if wrong else "Right.")
+        return UNWRITTEN
+    if isinstance(expected, Mapping):
+        if not isinstance(answer, Mapping) or set(answer) != set(expected):
+            return f"wanted is a dict with the keys {', '.join(map(str, expected))}; this is {_kind(answer)}"
+        return _fault_of_parts([answer[key] for key in expected], list(expected.values()))
+    if isinstance(expected, (list, tuple)):
+        if all(isinstance(part, numbers.Real) and not isinstance(part, bool) for part in expected):
+            return _fault_of_numbers(answer, torch.tensor(expected))  # an array or a tensor of them is as good
+        if not isinstance(answer, (list, tuple)) or len(answer) != len(expected):
+            return f"wanted is a list of {len(expected)}; this is {_kind(answer)}"
+        return _fault_of_parts(answer, expected)
+    if isinstance(expected, (torch.Tensor, np.ndarray, np.generic, numbers.Real)) and not isinstance(expected, bool):
+        return _fault_of_numbers(answer, torch.as_tensor(expected))
+    answer = plain(answer)
+    if isinstance(expected, str) and isinstance(answer, str):
+        same = "".join(answer.lower().split()) == "".join(expected.lower().split())
+        return "" if answer == expected else "right but for capitals or spaces" if same else "this text is another"
+    if not isinstance(answer, type(expected)):
+        return f"wanted is {_kind(expected)}; this is {_kind(answer)}"
+    return "" if answer == expected else "this is another" if not isinstance(expected, bool) else "this does not hold"
+
+
+def _fault_of_parts(answers: Sequence, expected: Sequence) -> str:
+    faults = [_fault(*pair) for pair in zip(answers, expected, strict=True)]
+    if UNWRITTEN in faults:
+        return UNWRITTEN
+    wrong = [f"part {number} of {len(faults)}: {fault}" for number, fault in enumerate(faults, 1) if fault]
+    return wrong[0] if wrong else ""
+
+
+def _fault_of_numbers(given: object, expected: "torch.Tensor") -> str:
+    import torch
+
+    wanted = _kind(expected)
+    if isinstance(given, (list, tuple)) and any(part is None or part is ... for part in given):
+        return UNWRITTEN
+    try:
+        if isinstance(given, (list, tuple)) and given and all(isinstance(part, torch.Tensor) for part in given):
+            given = torch.stack([part.detach().cpu() for part in given])
+        answer = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return f"wanted is {wanted}; this is {_kind(given)}"
+    expected = expected.detach().cpu().double()
+    if answer.is_complex():
+        return f"wanted is {wanted}; this one is complex"
+    if answer.shape != expected.shape:
+        return f"wanted is {wanted}; this is {_kind(answer)}"
+    answer = answer.double()
+    if expected.isfinite().all() and not answer.isfinite().all():
+        return "not every number is finite"
+
+    def same(found: torch.Tensor) -> bool:
+        return torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    if same(answer):
+        return ""
+    if same(-answer):
+        return "right but for the sign"
+    if answer.numel() == 1:
+        near = abs(answer - expected) < 0.1 * abs(expected)
+        return f"{'a little ' if near else ''}too {'large' if answer > expected else 'small'}"
+    if answer.dim() == 2 and answer.shape[0] == answer.shape[1] and same(answer.T):
+        return "right but for rows and columns, which are exchanged"
+    if answer.any() and same(answer * (answer * expected).sum() / answer.square().sum()):
+        return "right up to a constant factor"
+    if same(answer - answer.mean() + expected.mean()):
+        return "right up to a constant that is added"
+    if torch.allclose(*(x.flatten().sort().values for x in (answer, expected)), rtol=1e-4, atol=1e-5):
+        return "the right numbers in another order"
+    wrong = ~torch.isclose(answer, expected, rtol=1e-4, atol=1e-5)
+    return f"the right shape, but {int(wrong.sum())} of {wrong.numel()} numbers are off"
+
+
+def _kind(value: object) -> str:
+    """Say what something is, not what it says: "a tensor of shape (2, 3)", "a list of 4", "a str"."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        shape = tuple(value.shape)
+        return f"a tensor of shape {shape}" if shape else "a number"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return "a number"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"

@@ -1,5 +1,7 @@
 """The setup call of a lesson, and the widgets that work with and without a kernel."""
 
+import contextlib
+import io
 import logging
 import random
 import subprocess
@@ -8,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import context_diffusion as cd
 from context_diffusion import notebook, widgets
@@ -127,11 +131,46 @@ def test_with_a_button_it_waits_for_the_click(kernel):
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-7]), "Right."),
         ([1, 2], np.array([1.0, 2.0]), "Right."),
         ("a boat", "a boat", "Right."),
-        (torch.tensor([1.0, 2.1]), torch.tensor([1.0, 2.0]), "Not yet: Tensor-likes are not close! look again"),
-        (torch.ones(3), torch.ones(2), "Not yet: The values for attribute 'shape' do not match"),
-        ("a cat", "a boat", "Not yet: expected 'a boat', got 'a cat'. look again"),
-        ("words", torch.ones(2), "Not yet: "),
-        (float("nan"), 1.0, "Not yet: "),
+        (
+            torch.tensor([1.0, 2.1]),
+            torch.tensor([1.0, 2.0]),
+            "Not yet: the right shape, but 1 of 2 numbers are off. look",
+        ),
+        (
+            torch.ones(3),
+            torch.ones(2),
+            "Not yet: wanted is a tensor of shape (2,); this is a tensor of shape (3,). look",
+        ),
+        (torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]), "Not yet: right up to a constant factor. look again"),
+        (torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), "Not yet: right up to a constant that is added."),
+        (torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 2.0]), "Not yet: right but for the sign."),
+        ([2.0, 5.0, 1.0], torch.tensor([1.0, 2.0, 5.0]), "Not yet: the right numbers in another order."),
+        (
+            torch.tensor([[1.0, 2], [3, 4]]).T,
+            torch.tensor([[1.0, 2], [3, 4]]),
+            "Not yet: right but for rows and columns",
+        ),
+        (torch.ones(2, requires_grad=True), torch.ones(2), "Right."),
+        (torch.ones(2, device="meta"), torch.ones(2), "Not yet: "),
+        (torch.ones(2) * 1j, torch.ones(2), "Not yet: wanted is a tensor of shape (2,); this one is complex."),
+        ([torch.ones(2), torch.zeros(2)], torch.eye(2), "Not yet: "),
+        ([[1, 2], [3]], torch.ones(2), "Not yet: wanted is a tensor of shape (2,); this is a list of 2."),
+        ({1: 2}, 3, "Not yet: wanted is a number; this is a dict. look again"),
+        (torch.tensor(3), 3, "Right."),
+        (4, 3, "Not yet: too large. look again"),
+        (2.9, 3, "Not yet: a little too small. look again"),
+        ("a cat", "a boat", "Not yet: this text is another. look again"),
+        ("A  boat", "a boat", "Not yet: right but for capitals or spaces."),
+        (["a", "b"], ("a", "c"), "Not yet: part 2 of 2: this text is another."),
+        ([1, None], [1, 2], "Not written yet.\n"),
+        ([torch.ones(2), None], [torch.ones(2), torch.ones(3)], "Not written yet.\n"),
+        ([torch.ones(2), torch.ones(3)], [torch.ones(2), torch.ones(3)], "Right."),
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}, "Not yet: wanted is a dict with the keys a, b; this is a dict."),
+        ({"a": 1.0, "b": 3.0}, {"a": 1.0, "b": 2.0}, "Not yet: part 2 of 2: too large."),
+        (torch.ones(3), True, "Not yet: wanted is a bool; this is a tensor of shape (3,)."),
+        (False, True, "Not yet: this does not hold."),
+        ("words", torch.ones(2), "Not yet: wanted is a tensor of shape (2,); this is a str."),
+        (float("nan"), 1.0, "Not yet: not every number is finite."),
         (None, torch.ones(2), "Not written yet.\n"),
         (..., "a boat", "Not written yet.\n"),
     ],
@@ -142,6 +181,37 @@ def test_check_tells_right_from_wrong_and_from_not_written(answer, expected, ver
     if verdict != "Right.":
         with pytest.raises(AssertionError, match=r"^Not"):
             notebook.check(answer, expected, "look again", strict=True)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [8191, 81.91, "secret 8191", [8191, 1], ["8191", "x"], {"key": 8191}, torch.full((2,), 8191.0), np.array(8191)],
+    ids=repr,
+)
+@given(
+    answer=st.one_of(
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.booleans(),
+        st.lists(st.floats()),
+        st.binary(),
+        st.complex_numbers(),
+        st.dictionaries(st.text(), st.integers()),
+        st.lists(st.none()),
+        st.sampled_from([object(), print, int]),
+        st.tuples(st.integers(0, 3), st.integers(0, 3)).map(torch.ones),
+        st.lists(st.lists(st.integers()), max_size=3),
+        st.dates(),
+        st.sets(st.integers()),
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_any_answer_gets_one_sentence_that_does_not_tell(expected, answer):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        notebook.check(answer, expected)
+    assert said.getvalue().count("\n") == 1
+    assert "8191" not in said.getvalue() and "81.91" not in said.getvalue()
 
 
 def test_a_drawn_picture_depends_on_its_own_seed_alone():
