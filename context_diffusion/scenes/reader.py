@@ -115,7 +115,7 @@ class Pooling(nn.Module):
 
 
 class ReaderNetwork(ModelMixin, ConfigMixin):
-    """A small U-Net over patches of four pixels, with three outputs.
+    """A small U-Net over cells of four pixels, with three outputs.
 
     Args:
         width: channels at every level.
@@ -124,7 +124,10 @@ class ReaderNetwork(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, width: int = 56):
         super().__init__()
-        self.patches = nn.Sequential(nn.Conv2d(48, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.fine = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+        self.coarse = nn.Sequential(
+            nn.Conv2d(24, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.down = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(LEVELS - 1))
         self.blocks = nn.ModuleList(Convolutions(width) for _ in range(LEVELS + 1))
         self.up = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(LEVELS - 1))
@@ -145,7 +148,7 @@ class ReaderNetwork(ModelMixin, ConfigMixin):
         ``pixels`` are 128x128 in [-1, 1]. A style's five numbers are cos and sin of the folded angle, then period,
         weight and strength, standardized.
         """
-        cells = self.blocks[0](self.patches(nn.functional.pixel_unshuffle(pixels, 4)))
+        cells = self.blocks[0](self.coarse(self.fine(pixels)))
         levels = [self.blocks[1](cells)]
         for number, down in enumerate(self.down):
             levels.append(self.blocks[2 + number](down(levels[-1])))
