@@ -31,6 +31,10 @@ class Bench:
         prompts: of style sets, a list of prompts by name or path; by default the model's own.
         steps: sampling steps of every picture; by default the model's own.
         batch_size: pictures drawn at once.
+        references: of protocols that take reference pictures, a folder of one's own.
+        methods: of the comparison of style methods, further ones, as ``module:name`` or ``file.py:name``.
+        only: of it, the rows to draw; all where there are none.
+        test: of it, take the held-out test set.
         work: folder in which pictures and scores are kept as they are made.
 
     Raises ``ValueError`` or ``FileNotFoundError`` for a model that is not there.
@@ -46,10 +50,15 @@ class Bench:
         prompts: str | None = None,
         steps: int | None = None,
         batch_size: int = 16,
+        references: Path | None = None,
+        methods: Sequence[str] = (),
+        only: Sequence[str] = (),
+        test: bool = False,
         work: Path = ROOT / "build" / "evaluation",
     ) -> None:
         self.name, self.row = str(name), find_model(name)
         self.quick, self.limit, self.seeds, self.prompts = quick, limit, seeds, prompts
+        self.references, self.methods, self.only, self.test = references, tuple(methods), tuple(only), test
         self.steps, self.batch_size, self.work = steps or self.row.steps, batch_size, work
 
     def count(self, full: int, quick: int) -> int:

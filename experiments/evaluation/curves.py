@@ -53,6 +53,44 @@ def points(rows: Mapping[str, Mapping[str, Estimate]], scores: Sequence[str]) ->
     return picture_of(figure)
 
 
+def pareto(
+    rows: Mapping[str, Mapping[str, Estimate]], pairs: Sequence[tuple[str, str]], lower: Sequence[str]
+) -> Image.Image:
+    """Draw a panel for each pair of scores; the rows that no other row beats in both are filled, and joined."""
+    figure = Figure(figsize=(3.4 * len(pairs) + 2.2, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(pairs), squeeze=False)[0]
+    numbers = {name: number for number, name in enumerate(rows, start=1)}
+    for axis, pair in zip(axes, pairs, strict=True):
+        places = {name: tuple(row[s].value for s in pair) for name, row in rows.items() if all(s in row for s in pair)}
+        front = undominated(places, tuple(-1 if score in lower else 1 for score in pair))
+        axis.plot(*zip(*sorted(places[name] for name in front), strict=True), color="#1f6f8b", linewidth=1, zorder=1)
+        for name, (x, y) in places.items():
+            axis.scatter(x, y, s=26, zorder=2, edgecolors="#1f6f8b", facecolors="#1f6f8b" if name in front else "white")
+            axis.annotate(str(numbers[name]), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        labels = [f"{score} ({'lower' if score in lower else 'higher'} is better)" for score in pair]
+        axis.set(xlabel=labels[0], ylabel=labels[1])
+        axis.grid(alpha=0.3)
+    listed = "\n".join(f"{number}  {name}" for name, number in numbers.items())
+    axes[-1].text(1.06, 1.0, listed, transform=axes[-1].transAxes, va="top", fontsize=8)
+    return picture_of(figure)
+
+
+def undominated(places: Mapping[str, tuple[float, ...]], signs: Sequence[int]) -> list[str]:
+    """The names that no other is at least as good as in everything, and better in something.
+
+    ``signs`` are 1 where higher is better, -1 where lower is.
+
+    >>> undominated({"a": (1, 1), "b": (2, 0), "c": (0, 0)}, (1, 1))
+    ['a', 'b']
+    """
+    good = {name: [sign * value for sign, value in zip(signs, place, strict=True)] for name, place in places.items()}
+    return [
+        name
+        for name, own in good.items()
+        if not any(other != own and all(b >= a for a, b in zip(own, other, strict=True)) for other in good.values())
+    ]
+
+
 def with_error(axis, points: Mapping[float, Estimate], **style) -> None:
     """Draw estimates with their intervals."""
     values = [e.value for e in points.values()]

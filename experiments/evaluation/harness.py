@@ -4,6 +4,8 @@ python -m experiments.evaluation offline                      every score of the
 python -m experiments.evaluation text context                 two of them
 python -m experiments.evaluation papers                       the papers' protocols -> figures/evaluation/
 python -m experiments.evaluation papers offline --quick       just enough to prove that they run; do not quote it
+python -m experiments.evaluation methods --method mine.py:method             your method beside every other
+python -m experiments.evaluation methods --references FOLDER --model sd15    on your own pictures
 python -m experiments.evaluation style-sets --model sdxl --prompts hundred-styles
 torchrun --nproc-per-node 4 -m experiments.evaluation papers --model sdxl
 
@@ -15,6 +17,7 @@ cannot have is said before it draws anything; the others still run.
 import argparse
 import importlib
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,13 +41,16 @@ OFFLINE = {  # name -> module; each has run(bench) -> Report
     "fusion": "microphone_and_camera", "speed": "speed",
 }  # fmt: skip
 PAPERS = {  # these work by units, so run(bench) is None while other processes are still at work
-    "style-sets": "papers.sets", "references": "papers.references", "methods": "papers.methods",
+    "style-sets": "papers.sets", "references": "papers.references", "methods": "styles.comparison",
     "blends": "papers.blends", "settings": "papers.three_settings", "control": "papers.control_scales",
 }  # fmt: skip
 PROTOCOLS = OFFLINE | PAPERS
 WORK = ROOT / "build" / "evaluation"
 OFFLINE_STEPS = 20
 SEEDS = 3
+OPTIONS = ("model", "quick", "limit", "prompts", "seeds", "steps")  # that change what is recorded
+OF_METHODS = ("method", "only", "references", "test")  # and these, of the protocol "methods"
+PUBLISHED = {"methods": " --test"}  # options of the published record, where there are any
 MOST = {"limit": 10**6, "seeds": 10**4, "steps": 1000, "batch_size": 1024}  # steps: as many as models are trained with
 GROUPS = {"offline": OFFLINE, "papers": PAPERS}
 FOLDERS = {"offline": ROOT / "figures" / "offline", "papers": ROOT / "figures" / "evaluation"}
@@ -60,6 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="of the papers' protocols: the first N sets, references or queries")
     add("--prompts", metavar="LIST", help="of style-sets: a name or a .toml file (default: the model's own)")
     add("--seeds", type=int, default=SEEDS, metavar="N", help="of style-sets: seeds of each set (default: %(default)s)")
+    add(
+        "--method",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="of methods: one more row (or FILE.py:NAME)",
+    )
+    add("--only", action="append", default=[], metavar="ROW", help="of methods: this row alone; may be repeated")
+    add(
+        "--references", metavar="FOLDER", help="of methods: your own pictures, with captions.toml or a .txt beside each"
+    )
+    add("--test", action="store_true", help="of methods: the held-out test set, for the published table alone")
     add("--steps", type=int, metavar="N", help="sampling steps (default: those of the published tables)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures drawn at once (default: %(default)s)")
     add("--work", default=WORK, metavar="FOLDER", help="where pictures and scores are kept")
@@ -85,9 +103,29 @@ def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
             raise ValueError(f"--{option.replace('_', '-')} is at least 1 and at most {most}; got {value}.")
     if asked.prompts is not None:
         load_prompts(asked.prompts)
+    if asked.method or asked.only or asked.references is not None:
+        check_methods(asked)
     asked.work = check_output_folder(asked.work, "--work")
     asked.out = None if asked.out is None else as_path(asked.out, "--out")
     return chosen(asked.names), find_model(asked.model)
+
+
+def check_methods(asked: argparse.Namespace) -> None:
+    """Find the methods, rows and references that were named; raises what teaches, before the model is loaded."""
+    from context_diffusion.notebook import quiet
+
+    quiet()  # before the libraries that are to be quiet
+    from .styles.comparison import REAL, chosen_rows
+    from .styles.methods import METHODS
+    from .styles.own import load_methods
+    from .styles.tasks import Folder
+
+    own = load_methods(asked.method)
+    chosen_rows([*METHODS, REAL, *own], asked.only)
+    if asked.test and asked.references is not None:
+        raise ValueError("--test is a set of references of its own; give either it or --references.")
+    if asked.references is not None:
+        Folder(asked.references)
 
 
 def group_of(name: str) -> str:
@@ -95,9 +133,10 @@ def group_of(name: str) -> str:
     return "offline" if name in OFFLINE else "papers"
 
 
-def place(asked: argparse.Namespace, group: str, options: str) -> Path:
+def place(asked: argparse.Namespace, name: str, options: str) -> Path:
     """Where tables and figures go: where ``figures/`` holds the published ones, only those asked for in full."""
-    return asked.out or (asked.work / Path(asked.model).name if options else FOLDERS[group])
+    published = options == PUBLISHED.get(name, "")
+    return asked.out or (FOLDERS[group_of(name)] if published else asked.work / Path(asked.model).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,10 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         names, row = checked(asked)
-        options = typed(asked, parser)
+        options = {name: typed(asked, parser, name) for name in names}
         for name in names:
-            check_output(place(asked, group_of(name), options) / f"{name}.json", what="--out")
-    except (ValueError, FileNotFoundError) as error:
+            check_output(place(asked, name, options[name]) / f"{name}.json", what="--out")
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         parser.error(str(error))
     from context_diffusion.notebook import quiet
 
@@ -124,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group: Bench(
             asked.model, quick=asked.quick, limit=asked.limit, seeds=asked.seeds, prompts=asked.prompts,
             steps=asked.steps or steps, batch_size=asked.batch_size, work=asked.work,
+            references=asked.references, methods=asked.method, only=asked.only, test=asked.test,
         )
         for group, steps in (("offline", OFFLINE_STEPS), ("papers", row.evaluation_steps))
     }  # fmt: skip
@@ -131,25 +171,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group = group_of(name)
         if group == "offline" and number % world != rank:
             continue  # another process takes it
-        if not run(name, benches[group], place(asked, group, options), options):
+        if not run(name, benches[group], place(asked, name, options[name]), options[name]):
             missing.append(name)
     if missing:
         print(f"\nnot run: {', '.join(missing)}")
     return int(bool(missing))
 
 
-def typed(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """The options that change what is recorded, as they are typed; nothing where the published numbers are asked for.
+def typed(asked: argparse.Namespace, parser: argparse.ArgumentParser, name: str) -> str:
+    """The options that change what a protocol records, as they are typed.
 
     >>> parser = build_parser()
-    >>> typed(parser.parse_args(["blends", "--limit", "2", "--out", "here", "--quick"]), parser)
-    ' --quick --limit 2'
+    >>> asked = parser.parse_args(["blends", "methods", "--limit", "2", "--out", "here", "--only", "full sharing"])
+    >>> typed(asked, parser, "blends"), typed(asked, parser, "methods")
+    (' --limit 2', " --limit 2 --only 'full sharing'")
     """
     words = ""
-    for option in ("model", "quick", "limit", "prompts", "seeds", "steps"):
+    for option in (*OPTIONS, *(OF_METHODS if name == "methods" else ())):
         value = getattr(asked, option)
-        if value != parser.get_default(option):
-            words += f" --{option}" if value is True else f" --{option} {value}"
+        if value is True:
+            words += f" --{option}"
+        elif value != parser.get_default(option):
+            for one in value if isinstance(value, list) else [value]:
+                words += f" --{option} {shlex.quote(str(one))}"
     return words
 
 

@@ -11,11 +11,16 @@ from PIL import Image
 from context_diffusion.metrics import Estimate, estimate_difference, estimate_mean, estimate_rate
 
 Scores = dict[str, list[float]]
-RATES = ("object", "style", "leakage", "background", "sun", "passes")  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
-ENDS = {  # where the others end
-    "edge F1": (0, 1), "depth rank correlation": (-1, 1), "DINO": (-1, 1),
-    **dict.fromkeys(("palette distance", "slot palette", "texture", "defects, DINO", "defects, judge", "softness"), (0,)),
-}  # fmt: skip
+RATES = (
+    "object",
+    "style",
+    "leakage",
+    "background",
+    "sun",
+    "passes",
+)  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
+_FROM_ZERO = ("palette distance", "slot palette", "texture", "defects, DINO", "defects, judge", "softness")
+ENDS = {"edge F1": (0, 1), "depth rank correlation": (-1, 1)} | dict.fromkeys(_FROM_ZERO, (0,))  # where the others end
 
 
 @dataclass(frozen=True)
