@@ -119,7 +119,9 @@ class StyleScores:
             raise ValueError(f"Each picture has its prompt; got {len(pictures)} pictures and {len(prompts)} prompts.")
         scores = self.of_prompts(pictures, prompts) | self.of_references(pictures, references)
         if truth is not None:
-            scores |= self.of_truth(list(pictures), prompts, references, truth)
+            return scores | self.of_truth(list(pictures), prompts, references, truth)
+        if references:  # without real further scenes, there is no telling what is chance
+            scores["pixel correlation"] = most_alike(coarse_pixels(pictures), coarse_pixels(references)).tolist()
         return scores
 
     def of_prompts(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
@@ -133,17 +135,10 @@ class StyleScores:
     def of_references(
         self, pictures: Sequence[Image.Image], references: Sequence[Image.Image]
     ) -> dict[str, list[float]]:
-        """The papers' scores, DINO's cosine with the references and the distance of palettes; and copied pixels.
-
-        Cheats win the first two.
-        """
+        """The papers' scores: DINO's cosine with the references, and the distance of palettes. Cheats win both."""
         if not references:
             return {}
-        found = most_alike(coarse_pixels(pictures), coarse_pixels(references))
-        scores = {
-            "palette distance": palette_distances(pictures, palette_of(list(references))).tolist(),
-            "pixel correlation": found.tolist(),
-        }
+        scores = {"palette distance": palette_distances(pictures, palette_of(list(references))).tolist()}
         if "dino" in self.networks:
             cosines = reference_scores(list(pictures), list(references), self.networks["dino"].encode_images)
             scores["DINO"] = cosines.mean(axis=1).tolist()
@@ -155,6 +150,8 @@ class StyleScores:
         """Whatever is compared with real scenes, or with what is known of the references."""
         wanted, count = tuple(map(content_of, prompts)), len(pictures)
         further = list(truth.further or self.further(truth.drawn[0].style, wanted))
+        if len(further) % count:
+            raise ValueError(f"Real further scenes come in sets of the {count} prompts; there are {len(further)}.")
         everyone = pictures + further
         reading = self.networks["texture"](everyone) if "texture" in self.networks else None
         maps = {"pixel": (coarse_pixels(everyone), coarse_pixels(references))}
