@@ -1,5 +1,6 @@
 """Pictures of pictures: every figure of the lessons and of the command line, each in one call."""
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from .checks import check_count, check_number
+from .checks import check_count, check_number, shown
 from .files import check_output, written_whole
 from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
@@ -195,6 +197,78 @@ def heatmap(
     figure.colorbar(picture, label=label)
     plt.close(figure)
     return figure
+
+
+@checked
+def flow_diagram(paths: Sequence[str]) -> Figure:
+    """Draw how data flows: each path is ``"text -> tokens -> U-Net"``; parts of one name are one box.
+
+    Data flow from left to right; an arrow that skips columns runs between the boxes that it passes. Raises
+    ``ValueError`` for a path without an arrow, for an empty part, and for paths that run in a circle.
+    """
+    split = [[part.strip() for part in path.split("->")] for path in paths]
+    if not split or not all(len(parts) > 1 and all(parts) for parts in split):
+        raise ValueError(f"Each path joins at least two parts, as in 'text -> tokens'; got {shown(list(paths))}.")
+    edges = list(dict.fromkeys(pair for parts in split for pair in itertools.pairwise(parts)))
+    columns, routes = _layered(edges)
+    boxes = [[name for name in column if not name.startswith(_PASSING)] for column in columns]
+    widths = [0.35 + 0.085 * max(len(line) for name in column for line in name.split("\n")) for column in boxes]
+    lefts = np.cumsum([0, *(width + 0.55 for width in widths)])
+    rows = max(map(len, columns))
+    figure, axis = plt.subplots(figsize=(lefts[-1] - 0.35, 0.62 * rows + 0.3), layout="constrained")
+    axis.set(xlim=(-0.1, lefts[-1] - 0.45), ylim=(rows - 0.4, -0.6))
+    axis.set_axis_off()
+    places = {}
+    for column, left, width in zip(columns, lefts, widths, strict=False):
+        for row, name in enumerate(column):
+            places[name] = (left, left + width, row + (rows - len(column)) / 2)
+            if not name.startswith(_PASSING):
+                box = FancyBboxPatch(
+                    (left, places[name][2] - 0.28), width, 0.56, boxstyle="round,pad=0,rounding_size=0.1"
+                )
+                box.set(facecolor="#e7f0f3", edgecolor=ACCENT)
+                axis.add_patch(box)
+                axis.text(left + width / 2, places[name][2], name, ha="center", va="center", fontsize=9, color="black")
+    for route in routes:
+        ends = [places[name] for name in route]
+        points = [(ends[0][1], ends[0][2]), *((x, y) for *xs, y in ends[1:-1] for x in xs), (ends[-1][0], ends[-1][2])]
+        if len(points) > 2:
+            axis.plot(*zip(*points[:-1], strict=True), color="0.35", linewidth=1.2, solid_joinstyle="round")
+        axis.annotate(
+            "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0}
+        )
+    plt.close(figure)
+    return figure
+
+
+_PASSING = "\0"  # begins the name of a place where an arrow passes a column
+
+
+def _layered(edges: Sequence[tuple[str, str]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Columns of boxes and passing places, each box after all that it needs; and each edge's way through them."""
+    depth = dict.fromkeys((name for edge in edges for name in edge), 0)
+    for _ in depth:
+        for source, target in edges:
+            depth[target] = max(depth[target], depth[source] + 1)
+    if any(depth[target] <= depth[source] for source, target in edges):
+        raise ValueError(f"Data flow forwards; these paths run in a circle: {shown(edges)}.")
+    columns: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
+    for name, column in depth.items():
+        columns[column].append(name)
+    routes = []
+    for source, target in edges:
+        between = [f"{_PASSING}{source} -> {target} {column}" for column in range(depth[source] + 1, depth[target])]
+        for column, name in enumerate(between, depth[source] + 1):
+            columns[column].append(name)
+        routes.append([source, *between, target])
+    before: dict[str, list[str]] = {}
+    for route in routes:
+        for source, target in itertools.pairwise(route):
+            before.setdefault(target, []).append(source)
+    for left, right in itertools.pairwise(columns):  # each at the mean height of what it follows
+        height = {name: row - len(left) / 2 for row, name in enumerate(left)}
+        right.sort(key=lambda name: np.mean([height[one] for one in before[name] if one in height] or [0]))
+    return columns, routes
 
 
 @checked

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,17 @@ from scipy import stats
 
 from context_diffusion import load_image_as_tensor
 from context_diffusion.metrics import Estimate, estimate_rate
-from context_diffusion.plotting import bars, compare, estimates, heatmap, lines, mean_and_interval, save_figure, show
+from context_diffusion.plotting import (
+    bars,
+    compare,
+    estimates,
+    flow_diagram,
+    heatmap,
+    lines,
+    mean_and_interval,
+    save_figure,
+    show,
+)
 
 RED, BLUE = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
 
@@ -95,3 +107,35 @@ def test_saving_a_figure_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save_figure(figure, path)
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+
+
+NAMES = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=5, unique=True).map(sorted)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_boxes_of_a_diagram_stand_apart_in_the_order_of_the_data(routes):
+    figure = flow_diagram([" -> ".join(route) for route in routes])
+    axis = figure.axes[0]
+    boxes = {
+        text.get_text(): box.get_bbox()
+        for text, box in zip((t for t in axis.texts if t.get_text()), axis.patches, strict=True)
+    }
+    assert set(boxes) == {name for route in routes for name in route}
+    for route in routes:
+        for source, target in itertools.pairwise(route):
+            assert boxes[source].x1 < boxes[target].x0
+    names = sorted(boxes)
+    assert not any(boxes[a].overlaps(boxes[b]) for a in names for b in names if a < b)
+    for line in axis.lines:  # where an arrow passes a column, it passes its boxes
+        for (x0, y0), (x1, _) in itertools.pairwise(line.get_xydata()[1:]):
+            assert not any(box.y0 < y0 < box.y1 and x0 < box.x1 and box.x0 < x1 for box in boxes.values() if x1 > x0)
+
+
+@pytest.mark.parametrize(
+    ("paths", "rule"),
+    [(["a"], "at least two"), ([], "at least two"), (["a -> "], "at least"), (["a -> b -> a"], "circle")],
+)
+def test_a_diagram_that_cannot_be_drawn_is_refused(paths, rule):
+    with pytest.raises(ValueError, match=rule):
+        flow_diagram(paths)
