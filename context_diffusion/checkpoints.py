@@ -75,7 +75,7 @@ MODELS = {
             guided_control=True,
             prompt_order="sentence",  # that of its captions
             word_list=True,
-            evaluation_steps=20,
+            evaluation_steps=15,
             half_on_gpu=False,
         ),
         Model(

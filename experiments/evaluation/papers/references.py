@@ -68,8 +68,8 @@ ROWS = (*SETTINGS, REAL)
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score twenty references under every setting."""
-    return carry_out(StyleReferences(bench, count=bench.first(20, 4)), bench.work)
+    """Draw and score ten references under every setting."""
+    return carry_out(StyleReferences(bench, count=bench.first(10, 4)), bench.work)
 
 
 class StyleReferences:
