@@ -23,7 +23,7 @@ from .checkpoints import DEFAULT
 from .checks import LIMITS, check_count, check_finite, check_flag, check_number, check_text
 from .commands import Parser, run_command
 from .files import as_path, check_output, sweep, written_whole
-from .images import load_image, resize
+from .images import ImageLike, load_image, resize
 from .latents import encode_images, picture_size
 from .metrics.inputs import batched
 from .pipelines import load_pipeline
@@ -144,7 +144,7 @@ def digest(files: Sequence[Path], captions: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def encode(pipe, files: list[Path], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(pipe, files: Sequence[ImageLike], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (2n, channels, h, w) of the pictures, then of their mirror images; text embeddings (2n, tokens, dim)."""
     pictures = [resize(file, picture_size(pipe, None, None)) for file in files]
     pictures += [ImageOps.mirror(picture) for picture in pictures]

@@ -4,13 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from worlds import scenes_folder
 
 from context_diffusion.metrics import estimate_mean, palette_distances
 from context_diffusion.scenes import OBJECTS, STYLES
 from experiments.evaluation.bench import Bench
-from experiments.evaluation.papers import blends, methods, mixtures, references, sets, three_settings
+from experiments.evaluation.papers import blends, mixtures, references, sets, three_settings
 from experiments.evaluation.papers.prompts import PromptSet
 from experiments.evaluation.results import Results, Unit
 
@@ -84,25 +83,6 @@ def test_every_sweep_passes_through_the_aligned_setting():
     for title, points in references.sweeps(rows).items():
         assert points[references.NEUTRAL[title]] is rows["aligned"]
         assert list(points) == sorted(points) and len(points) == len(references.SWEEPS[title]) + 1
-
-
-def test_every_method_draws_from_the_same_noise_and_otherwise(bench):
-    protocol = methods.StyleMethods(bench, count=1)
-    assert {unit.setting for unit in protocol.units()} == {*methods.METHODS, methods.REAL}
-    drawn = {name: pixels(protocol.draw(Unit(name, 0))) for name in methods.METHODS}
-    assert len({first for first, *_ in drawn.values()}) == len(drawn)
-    assert drawn["plain"] == pixels(references.StyleReferences(bench, count=1).draw(Unit("plain", 0)))
-    drawing, making = protocol.times(repeats=2)
-    assert set(drawing) == set(methods.METHODS) and drawing["plain"].value == 1
-    assert all(estimate.value > 0 for estimate in making.values())
-
-
-def test_the_true_mask_is_where_the_object_is():
-    true = methods.true_mask(0, (16, 16))
-    assert 0 < true.float().mean() < 0.5
-    shifted = true.roll(4, dims=2)
-    assert methods.overlap(true, true) == 1 and methods.overlap(shifted, true) < 1
-    assert methods.overlap(torch.zeros_like(true), true) == 0
 
 
 def test_perfect_obedience_has_slope_one_and_no_misfit():

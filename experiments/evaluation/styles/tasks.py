@@ -20,7 +20,6 @@ from context_diffusion.files import as_path
 from context_diffusion.finetune import read_folder
 from context_diffusion.images import load_image
 from context_diffusion.scenes import BACKGROUNDS, OBJECTS, STYLES, Rendering, Scene, render
-from context_diffusion.scenes.vocabulary import PLACES
 
 from ..unseen import DEVELOPMENT, TEST, content, seed_of, style_draw
 from .held_out import HELD_OUT
@@ -31,7 +30,7 @@ MOST = 100  # references in a set: each has ten numbers of its own
 CAPTIONS = "captions.toml"
 _NONE = "-"
 THINGS = ("a boat", "a cat", "a house", "a tree", "a car", "a cup")  # drawn with a folder's references, the first four
-_AROUND = {word for phrases in PLACES.values() for phrase in phrases for word in phrase.split()[:1]} | {"of", "at"}
+_AROUND = {"of", "at", "in", "on", "by", "among", "with", "under", "over", "beside", "behind", "before", "near"}
 
 
 @dataclass(frozen=True)
