@@ -107,7 +107,7 @@ evaluate: $(DEV)
 	$(RUN) -m experiments.evaluation papers --quick
 
 papers: $(DEV)
-	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m experiments.evaluation papers
+	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m experiments.evaluation papers --test
 	$(RUN) -m experiments.publishing.manifest --accept evaluation
 
 clean:

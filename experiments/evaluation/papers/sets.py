@@ -74,7 +74,7 @@ class StyleSets:
         """The model, the prompts, the settings."""
         return {
             **drawn_by(self.bench),
-            "prompts": [one.prompts for one in self.prompts],
+            "sets": [one.prompts for one in self.prompts],
             "settings": {name: changes for name, changes in SETTINGS.items() if changes is not None},
             "scorers": self.scorers.about(),
         }
