@@ -30,6 +30,7 @@ COMPONENTS = {  # record of the run -> folders, class, what it learned from
     "depth": ("depth", "DPTForDepthEstimation", "pictures and exact depth"),
     "dino": ("dino", "ViTModel", "pictures alone, no label"),
     "judge": ("judge", "ResNetForImageClassification", "pictures and their labels, for evaluation only"),
+    "texture": ("texture", "ReaderNetwork", "pictures and what they were drawn from, for evaluation only"),
 }
 
 TEXT = """\
