@@ -31,6 +31,7 @@ from transformers import (
 from context_diffusion.checkpoints import NETWORKS
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.scenes.judge import HEADS
+from context_diffusion.scenes.reader import ReaderNetwork
 
 LAYERS = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -100,7 +101,7 @@ def scenes_folder() -> Path:
 
 @cache
 def judged_folder() -> Path:
-    """The same folder with a random judge in it: all that the protocols ask for."""
+    """The same folder with a random judge and reader in it: all that the protocols ask for."""
     folder = Path(mkdtemp(prefix="worlds-"))
     shutil.copytree(scenes_folder(), folder, dirs_exist_ok=True)
     with torch.random.fork_rng(devices=[]):
@@ -110,6 +111,7 @@ def judged_folder() -> Path:
             num_labels=sum(map(len, HEADS.values())),
         )  # fmt: skip
         ResNetForImageClassification(config).eval().save_pretrained(folder / "judge")
+        ReaderNetwork(width=8).save_pretrained(folder / "texture")
     return folder
 
 

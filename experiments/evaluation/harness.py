@@ -37,8 +37,8 @@ COMMAND = "python -m experiments.evaluation"
 OFFLINE = {  # name -> module; each has run(bench) -> Report
     "reconstruction": "reconstruction", "clip": "zero_shot", "text": "text_to_image", "layout": "edges_and_depth",
     "context": "context_palettes", "domain": "domain", "finetuned": "finetuned", "captions": "caption_accuracy",
-    "dino": "answers", "guidance": "guidance_scales", "music": "moods_and_genres", "speech": "transcripts",
-    "fusion": "microphone_and_camera", "speed": "speed",
+    "dino": "answers", "reader": "styles.scores_reader", "guidance": "guidance_scales", "music": "moods_and_genres",
+    "speech": "transcripts", "fusion": "microphone_and_camera", "speed": "speed",
 }  # fmt: skip
 PAPERS = {  # these work by units, so run(bench) is None while other processes are still at work
     "style-sets": "papers.sets", "references": "papers.references", "methods": "styles.comparison",
