@@ -143,8 +143,6 @@ UNWRITTEN = "Not written yet."
 
 def _fault(answer: object, expected: object) -> str:
     """What is wrong with an answer, "" if nothing; never what would be right."""
-    import numpy as np
-    import torch
 
     if answer is None or answer is ...:
         return UNWRITTEN
@@ -152,14 +150,12 @@ def _fault(answer: object, expected: object) -> str:
         if not isinstance(answer, Mapping) or set(answer) != set(expected):
             return f"wanted is a dict with the keys {', '.join(map(str, expected))}; this is {_kind(answer)}"
         return _fault_of_parts([answer[key] for key in expected], list(expected.values()))
+    if (numbers_wanted := _as_numbers(expected)) is not None:
+        return _fault_of_numbers(answer, numbers_wanted)
     if isinstance(expected, (list, tuple)):
-        if all(isinstance(part, numbers.Real) and not isinstance(part, bool) for part in expected):
-            return _fault_of_numbers(answer, torch.tensor(expected))  # an array or a tensor of them is as good
         if not isinstance(answer, (list, tuple)) or len(answer) != len(expected):
             return f"wanted is a list of {len(expected)}; this is {_kind(answer)}"
         return _fault_of_parts(answer, expected)
-    if isinstance(expected, (torch.Tensor, np.ndarray, np.generic, numbers.Real)) and not isinstance(expected, bool):
-        return _fault_of_numbers(answer, torch.as_tensor(expected))
     answer = plain(answer)
     if isinstance(expected, str) and isinstance(answer, str):
         same = "".join(answer.lower().split()) == "".join(expected.lower().split())
@@ -183,13 +179,9 @@ def _fault_of_numbers(given: object, expected: "torch.Tensor") -> str:
     wanted = _kind(expected)
     if isinstance(given, (list, tuple)) and any(part is None or part is ... for part in given):
         return UNWRITTEN
-    try:
-        if isinstance(given, (list, tuple)) and given and all(isinstance(part, torch.Tensor) for part in given):
-            given = torch.stack([part.detach().cpu() for part in given])
-        answer = torch.as_tensor(given).detach().cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+    if (answer := _as_numbers(given)) is None:
         return f"wanted is {wanted}; this is {_kind(given)}"
-    expected = expected.detach().cpu().double()
+    expected = expected.double()
     if answer.is_complex():
         return f"wanted is {wanted}; this one is complex"
     if answer.shape != expected.shape:
@@ -218,6 +210,20 @@ def _fault_of_numbers(given: object, expected: "torch.Tensor") -> str:
         return "the right numbers in another order"
     wrong = ~torch.isclose(answer, expected, rtol=1e-4, atol=1e-5)
     return f"the right shape, but {int(wrong.sum())} of {wrong.numel()} numbers are off"
+
+
+def _as_numbers(value: object) -> "torch.Tensor | None":
+    """A number, a list of numbers or of tensors, an array or a tensor, as a tensor; ``None`` where it is none."""
+    import torch
+
+    if isinstance(value, bool):
+        return None
+    try:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(part, torch.Tensor) for part in value):
+            value = torch.stack([part.detach().cpu() for part in value])
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError):
+        return None
 
 
 def _kind(value: object) -> str:
