@@ -854,7 +854,7 @@ def test_publishing_copies_whole_folders_and_the_record(tmp_path, capsys):
     assert "depth: build/training/depth/depth -> data/checkpoints/tiny-scenes/depth" in capsys.readouterr().out
     weights.publish(["depth"], root=tmp_path)
     assert files(target) == {"depth/weights.safetensors": "new", "vae/weights.safetensors": "old"}
-    assert files(tmp_path / "figures") == {"training/depth.json": "json", "training/depth.png": "png"}
+    assert files(tmp_path / "figures") == {f"training/depth.{suffix}": suffix for suffix in ("json", "png", "jsonl")}
     assert files(tmp_path / "build") == {key[6:]: text for key, text in before.items() if key.startswith("build")}
 
 

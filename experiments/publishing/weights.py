@@ -4,8 +4,8 @@
     python -m experiments.publishing.weights unet controlnet-canny
     python -m experiments.publishing.weights unet --source FOLDER                  # weights that lie elsewhere
 
-Whole folders of averaged fp16 weights take the place of those in ``data/checkpoints/``; the run's record and its curve
-go to ``figures/training/``.
+Whole folders of averaged fp16 weights take the place of those in ``data/checkpoints/``; the run's record, its curve
+and the lines that it wrote go to ``figures/training/``.
 
 The U-Net brings along its scheduler and the encoders that it has learned to read, including the whole autoencoder:
 publish a decoder that was trained on since then after it. A new U-Net needs new ControlNets, for they are copies of it.
@@ -61,7 +61,7 @@ def copies(name: str, source: Path | None = None, root: Path = ROOT) -> list[tup
         raise FileNotFoundError(f"{source} holds no {' and no '.join(missing)}; train {name} first.")
     if name == "unet":
         folders += tuple(folder for folder in ("scheduler", *ENCODERS) if (source / folder).is_dir())
-    records = [source / f"{name}.{suffix}" for suffix in ("json", "png")]
+    records = [source / f"{name}.json", source / f"{name}.png", *sorted(source.glob(f"{name}*.jsonl"))]
     return [
         *((source / folder, target / folder) for folder in folders),
         *((file, root / "figures" / "training" / file.name) for file in records if file.is_file()),
