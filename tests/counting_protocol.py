@@ -18,16 +18,20 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self, count: int = 6, pause: float = 0.0, model: str = "one", scorer: str = "mean") -> None:
+    def __init__(
+        self, count: int = 6, pause: float = 0.0, model: str = "one", scorer: str = "mean", **own: object
+    ) -> None:
         self.count, self.pause, self.model, self.scorer = count, pause, model, scorer
+        self.own = own  # what the pictures of each setting and of each set depend on
         self.drawn: list[Unit] = []
         self.scored: list[Unit] = []
 
     def about(self) -> dict:
-        return {"model": self.model, "scorers": {"scorer": self.scorer}}
+        return {"model": self.model, **self.own, "scorers": {"scorer": self.scorer}}
 
     def units(self) -> list[Unit]:
-        return [Unit(setting, i) for i in range(self.count) for setting in ("plain", "with AdaIN")]
+        settings = self.own.get("settings", ("plain", "with AdaIN"))
+        return [Unit(setting, i) for i in range(self.count) for setting in settings]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
         self.drawn.append(unit)

@@ -54,6 +54,33 @@ def test_a_new_scorer_reads_the_old_pictures_and_a_new_model_draws_anew(tmp_path
     assert len(model.drawn) == 4
 
 
+def test_one_more_setting_draws_only_that_one_and_a_changed_one_only_itself(tmp_path):
+    settings = {"plain": 0, "with AdaIN": 1}
+    first = work(Counting(count=2, settings=settings), tmp_path)
+    more = Counting(count=2, settings=settings | {"mine": "a source"})
+    found = work(more, tmp_path)
+    assert more.drawn == more.scored == [Unit("mine", 0), Unit("mine", 1)]
+    assert first.scores.items() <= found.scores.items()
+    changed = Counting(count=2, settings=settings | {"mine": "another source"})
+    work(changed, tmp_path)
+    assert changed.drawn == [Unit("mine", 0), Unit("mine", 1)]
+    back = Counting(count=2, settings=settings)
+    assert work(back, tmp_path).csv() == first.csv() and back.drawn == []
+
+
+def test_a_changed_set_is_drawn_anew_under_every_setting_and_no_other_is(tmp_path):
+    work(Counting(count=2, sets=["a", "b"]), tmp_path)
+    changed = Counting(count=3, sets=["a", "c", "d"])
+    work(changed, tmp_path)
+    assert {unit.index for unit in changed.drawn} == {1, 2} and len(changed.drawn) == 4
+    assert work(Counting(count=3, sets=["a", "c", "d"]), tmp_path).csv() == work(Counting(count=3), tmp_path).csv()
+
+
+def test_how_long_it_will_take_is_told_after_one_set(tmp_path, capsys):
+    work(Counting(count=3), tmp_path)
+    assert capsys.readouterr().out == "counting: less than a minute to go\n"
+
+
 def test_pictures_read_back_are_those_drawn(tmp_path):
     protocol = Counting(count=1)
     results = work(protocol, tmp_path)
@@ -129,9 +156,18 @@ def test_a_file_in_place_of_a_folder_is_a_sentence(tmp_path, place_of):
     assert str(tmp_path / "work") in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_two_processes_make_the_pictures_of_one(tmp_path, whole):
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_make_the_pictures_of_one(tmp_path, whole, count):
     out = tmp_path / "split"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+        str(SCRIPT),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
     done = subprocess.run([*command, str(out), "0.05"], capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr
