@@ -277,7 +277,7 @@ def test_one_more_method_draws_that_method_alone(tmp_path, capsys):
     after = marks(tmp_path)
     new = {path for path, when in after.items() if before.get(path) != when}
     assert len(before) == 8 and len(new) == 4 and all("/mine/" in path for path in new)
-    assert "3 methods, 12 pictures" in capsys.readouterr().out
+    assert "3 methods, 12 pictures in all" in capsys.readouterr().out
     assert any(number["name"].startswith("mine: ") for number in found["numbers"])
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "out" / "methods-papers.csv").open())}
     assert rows["mine"]["value"] == rows[methods.PLAIN]["value"]  # it does the same

@@ -26,7 +26,7 @@ from ..report import Report
 from ..results import Results, Scores, Unit
 from ..sheets import labelled_sheet
 from ..tables import Table
-from ..units import carry_out
+from ..units import carry_out, share_of_process
 from . import methods as m
 from .costs import clocked, peak_memory
 from .methods import PLAIN, Row, rows
@@ -45,10 +45,10 @@ COSTS = ("seconds a picture", "over plain", "MB a picture")
 def run(bench: Bench) -> Report | None:
     """Draw and score every method that was asked for, on the tasks that were asked for."""
     protocol = StyleMethods(bench)
-    pictures = sum(len(protocol.tasks.task(index).prompts) for index in range(protocol.tasks.count))
-    print(f"methods: {protocol.tasks.note()}; {len(protocol.rows)} methods, {len(protocol.rows) * pictures} pictures")
-    for note in foreign(bench):
-        print(f"note: {note}")
+    if share_of_process()[0] == 0:
+        print(f"methods: {protocol.asked()}")
+        for note in foreign(bench):
+            print(f"note: {note}")
     return carry_out(protocol, bench.work)
 
 
@@ -72,6 +72,11 @@ class StyleMethods:
         self.scores = StyleScores(bench)
         self.model = lru_cache(maxsize=1)(partial(drawn_by, bench))
         self.at_once = min(bench.batch_size, len(self.tasks.task(0).prompts))
+
+    def asked(self) -> str:
+        """How much there is to draw, in a line."""
+        pictures = sum(len(self.tasks.task(index).prompts) for index in range(self.tasks.count))
+        return f"{self.tasks.note()}; {len(self.rows)} methods, {len(self.rows) * pictures} pictures in all"
 
     def about(self) -> dict:
         """The model, what each method is, and what each task shows."""
