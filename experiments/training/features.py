@@ -21,7 +21,7 @@ from .machine import autocast, device
 from .tokenizer import token_ids
 
 BATCH = 64
-ENCODERS = ("vae", "text_encoder", "image_encoder")
+ENCODERS = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "image_encoder": CLIPVisionModel}
 
 
 def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.Tensor]:
@@ -33,8 +33,8 @@ def features(parts: Path, groups: int, first_group: int = 0) -> dict[str, torch.
     encoder is missing.
     """
     makers = {
-        "latents": (_latents, ENCODERS[:1]),
-        "clip": (_clip_features, ENCODERS[1:]),
+        "latents": (_latents, ("vae",)),
+        "clip": (_clip_features, ("text_encoder", "image_encoder")),
     }
     data: dict[str, torch.Tensor] = {}
     for name, (make, encoders) in makers.items():

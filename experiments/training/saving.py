@@ -1,6 +1,7 @@
 """Weights in and out, as the library loads them: fp16 safetensors, each folder whole."""
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ def save_half(model, folder: Path, *processors) -> None:
     with folder_written_whole(folder) as temporary:
         for part in (half, *processors):
             part.save_pretrained(temporary)
+        settings = temporary / "config.json"
+        if settings.is_file():  # where the weights came from is a folder of this machine: nobody else's business
+            kept = {key: value for key, value in json.loads(settings.read_text()).items() if key != "_name_or_path"}
+            settings.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:

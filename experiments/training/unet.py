@@ -17,7 +17,6 @@ as a plain one.
 learned to read, so that it can be the ``--start`` of another run, or of a ControlNet's.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from context_diffusion.checkpoints import load_part
 from context_diffusion.commands import run_command
 from context_diffusion.context.projector import ContextProjector
 from context_diffusion.files import TINY_SCENES, folder_written_whole
@@ -188,9 +188,8 @@ def main() -> None:
         save_half(average.projector, folder / "context_projector")
         with folder_written_whole(folder / "scheduler") as temporary:
             scheduler.save_pretrained(temporary)
-        for name in ENCODERS:
-            with folder_written_whole(folder / name) as temporary:
-                shutil.copytree(parts / name, temporary, dirs_exist_ok=True)
+        for name, kind in ENCODERS.items():
+            save_half(load_part(kind, str(parts / name)), folder / name)
 
     train("unet", model, loss, recipe, save=save, held_out=lambda average: held_out_loss(unseen, scheduler, average))
 
