@@ -6,6 +6,8 @@
 #   make lint       ruff, mypy on the public names, codespell, and whether the notebooks are stripped
 #   make lab        JupyterLab on the lessons
 #   make site       the web site: lessons with their outputs, the module's reference, tables -> build/site/
+#   make students exercises for a class, with hidden checks, marked by nbgrader             -> build/students/
+#   make slides     slides of every lesson, for a room without a network                 -> build/slides/
 #   make colab      three lessons with the versions that Colab has, in an environment of their own
 #   make browser    two lessons in a real JupyterLab, in headless Chromium where there is one
 #   make doors      the first cell and the Colab badge of every lesson, from the address in pyproject.toml
@@ -41,7 +43,7 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 # Whatever is run here uses this clone, kernels included, whichever clone the environment was made for.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test check lint lab browser colab doors site figures train train-decoder publish evaluate papers clean mend
+.PHONY: help demo test check lint lab browser students students-test slides colab doors site figures train train-decoder publish evaluate papers clean mend
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -73,6 +75,29 @@ browser: $(DEV)
 
 colab: $(DEV)
 	COLAB=1 $(RUN) -m pytest -m colab tests/test_colab.py
+
+# The folder of a course; for a real class name one outside of the clone, which `make clean` does not empty.
+COURSE ?= build/students
+
+students: $(DEV) build/grader/.done
+	$(RUN) -m experiments.publishing.students --course "$(COURSE)" $(ARGS)
+
+# Solutions get all points, stubs none; answers that raise or never end: minutes for each lesson.
+students-test: $(DEV) build/grader/.done
+	STUDENTS=1 $(RUN) -m pytest tests/test_students.py $(TESTS)
+
+build/grader/.done: requirements-students.txt
+	$(PYTHON) -m venv build/grader
+	build/grader/bin/python -m pip install --quiet $(PIP_ARGS) -r $<
+	@touch $@
+
+slides: $(DEV) build/revealjs/.done
+	$(RUN) -m experiments.publishing.slides $(ARGS)
+
+# Only the files of reveal.js are wanted: none of its Sphinx extension is installed.
+build/revealjs/.done: requirements-slides.txt
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target build/revealjs $(PIP_ARGS) -r $<
+	@touch $@
 
 doors: $(DEV)
 	$(RUN) -m experiments.publishing.doors $(ARGS)

@@ -1,0 +1,145 @@
+"""Exercises for a class: what goes into a copy, and what nbgrader makes of answers that are right, missing or wild."""
+
+import csv
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from experiments.publishing import students
+
+LESSONS = sorted(students.FOLDER.glob("*.ipynb"))
+ADDRESS = students.repository_address()
+
+
+def notebook(*cells: str) -> list[nbformat.NotebookNode]:
+    """Cells of a notebook: text where one begins with a star or a cross, or else code."""
+    new = nbformat.v4
+    return [new.new_markdown_cell(one) if one[0] in "*#" else new.new_code_cell(one) for one in cells]
+
+
+# --- put together -------------------------------------------------------------------------------------------
+
+
+def test_cells_are_found_by_exercise_also_when_two_begin_in_one_text():
+    cells = notebook(
+        "# T", "a = 1", "## 1. Exercises\n\n**1.1** A.\n\n**1.2** (core) B.", "b = 2", "## References", "c"
+    )
+    found = students.by_exercise(cells)
+    assert [one.source for one in found["1.1"]] == ["**1.1** A."]
+    assert [one.source for one in found["1.2"]] == ["**1.2** (core) B.", "b = 2"]
+
+
+def test_a_solution_falls_into_what_is_given_the_answer_and_its_check():
+    cells = [
+        "base = 2",
+        "def half(x):\n    return x / base\n\n\ndef f(x):\n    return half(x)\n\n\ncheck(f(4), 2)",
+        "plot(f)",
+    ]
+    given, answer, again = students.split_solution(cells, {"f"})
+    assert given == "base = 2" and answer.endswith("def f(x):\n    return half(x)") and "check(" not in answer
+    assert again.startswith("def half(x)") and again.endswith("check(f(4), 2)")  # plot is nobody's check
+
+
+def test_names_that_a_check_needs_from_elsewhere_are_seen():
+    assert students.missing("a = [b for b in c]\nprint(f(a, d))", "import c\ndef f(x): ...") == {"d"}
+
+
+def test_a_hidden_check_leaves_an_answers_own_names_alone():
+    exercise = students.Exercise("1.1", "", "", "", again="helper = 2\nassert answer() == 1")
+    space: dict = {}
+    exec("def helper(): return 1\ndef answer(): return helper()", space)
+    exec(students.hidden(exercise), space)
+    assert callable(space["helper"])
+
+
+@pytest.mark.parametrize(
+    ("first", "points"), [("**1.1** (warm-up) A", 1), ("**1.1** *stretch* A", 3), ("**1.1** A", 2)]
+)
+def test_points_follow_the_level_that_an_exercise_names(first, points):
+    assert students.Exercise("1.1", f"{first}\n\ncore", "", "").points == points
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_every_exercise_has_an_answer_and_two_checks_that_know_all_their_names(lesson):
+    _, found = students.exercises(lesson)
+    assert found, "a lesson without exercises"
+    cells, known = students.source_notebook(lesson).cells, ""
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert not students.missing(cell.source, known), cell.source
+            known += f"\n{cell.source}"
+    marks = {cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader for cell in cells}
+    assert len(marks) == len(cells)
+    for exercise in (one for one in found if one.stub):
+        key = exercise.number.replace(".", "-")
+        assert marks[f"check-{key}"].points == marks[f"hidden-{key}"].points == exercise.points
+    assert all(marks[name].locked != name.startswith("answer-") for name in marks)
+
+
+def test_an_exercise_without_a_solution_is_named(tmp_path):
+    for folder, cells in (
+        (tmp_path, ["**1.1** A", "def f(): ...", "f()"]),
+        (tmp_path / "solutions", ["**1.1** A", "g = 1"]),
+    ):
+        folder.mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=notebook(*cells)), folder / "00_a.ipynb")
+    with pytest.raises(ValueError, match=r"00_a.ipynb: exercise 1.1 needs a solution"):
+        students.exercises(tmp_path / "00_a.ipynb")
+
+
+# --- marked by nbgrader ---------------------------------------------------------------------------------------
+
+needs_grader = pytest.mark.skipif(
+    "STUDENTS" not in os.environ, reason="`make students` runs it: nbgrader has an environment of its own"
+)
+
+
+def hand_in(course: Path, student: str, lesson: str, cells: dict[str, str]) -> None:
+    """Put the copy that a class gets into a student's folder, with some cells replaced."""
+    copy = nbformat.read(course / "release" / lesson / f"{lesson}.ipynb", as_version=4)
+    for cell in copy.cells:
+        cell.source = cells.get(cell.metadata.nbgrader.grade_id, cell.source)
+    target = course / "submitted" / student / lesson / f"{lesson}.ipynb"
+    target.parent.mkdir(parents=True)
+    nbformat.write(copy, target)
+
+
+def points(course: Path, lesson: str) -> dict[str, float]:
+    """What each student got for a lesson."""
+    with (course / "points.csv").open() as table:
+        return {
+            row["student_id"]: float(row["score"] or 0) for row in csv.DictReader(table) if row["assignment"] == lesson
+        }
+
+
+@needs_grader
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_the_solution_gets_all_points_and_the_stub_none(tmp_path, lesson):
+    students.prepare(tmp_path, 300)
+    students.release(tmp_path, [lesson])
+    _, found = students.exercises(lesson)
+    text = (tmp_path / "release" / lesson.stem / lesson.name).read_text()
+    assert "HIDDEN TESTS" not in text and "BEGIN SOLUTION" not in text and "manual_seed(1)" not in text
+    answers = {f"answer-{one.number.replace('.', '-')}": one.answer for one in found if one.stub}
+    hand_in(tmp_path, "solved", lesson.stem, answers)
+    hand_in(tmp_path, "stub", lesson.stem, {})
+    students.grade(tmp_path, [lesson])
+    assert points(tmp_path, lesson.stem) == {"solved": sum(2 * one.points for one in found if one.stub), "stub": 0}
+
+
+@needs_grader
+def test_marking_survives_answers_that_raise_or_never_end_and_checks_that_were_changed(tmp_path):
+    lesson = next(path for path in LESSONS if path.name.startswith("09"))
+    students.prepare(tmp_path, 20)
+    students.release(tmp_path, [lesson])
+    _, found = students.exercises(lesson)
+    raises, endless, right = found
+    wild = {"9-1": "def louder(lam, m):\n    raise RuntimeError", "9-2": "def guided(*_):\n    while True: pass"}
+    wild["9-3"] = right.answer
+    hand_in(tmp_path, "wild", lesson.stem, {f"answer-{key}": code for key, code in wild.items()})
+    hand_in(tmp_path, "sly", lesson.stem, {"check-9-1": "pass", "hidden-9-1": "pass", "begin": "pass"})
+    students.grade(tmp_path, [lesson])
+    assert points(tmp_path, lesson.stem) == {"wild": 2 * right.points, "sly": 0}
+    assert (tmp_path / "feedback" / "wild" / lesson.stem / f"{lesson.stem}.html").is_file()
