@@ -143,6 +143,16 @@ class Bench:
         return DepthEstimator.from_pretrained(self.part("depth"))
 
 
+def foreign(bench: Bench) -> list[str]:
+    """A note where a model that never saw the toy world is given drawings of it."""
+    if bench.references or bench.has("judge"):
+        return []
+    return [
+        f"{bench.name} never saw the toy world, whose drawings are the references here, so the numbers tell little of "
+        "what it does with other pictures; --references FOLDER takes yours"
+    ]
+
+
 @contextmanager
 def no_fallback() -> Iterator[None]:
     """Raise ``FileNotFoundError`` where a model would make do with less than the table promises."""

@@ -49,7 +49,7 @@ WORK = ROOT / "build" / "evaluation"
 OFFLINE_STEPS = 20
 SEEDS = 1
 OPTIONS = ("model", "quick", "limit", "prompts", "seeds", "steps")  # that change what is recorded
-OF_METHODS = ("method", "only", "references", "test")  # and these, of the protocol "methods"
+OWN_OPTIONS = {"methods": ("method", "only", "references", "test"), "references": ("references",)}  # of some protocols
 PUBLISHED = {"methods": " --test"}  # options of the published record, where there are any
 MOST = {"limit": 10**6, "seeds": 10**4, "steps": 1000, "batch_size": 1024}  # steps: as many as models are trained with
 GROUPS = {"offline": OFFLINE, "papers": PAPERS}
@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--only", action="append", default=[], metavar="ROW", help="of methods: this row alone; may be repeated")
     add(
-        "--references", metavar="FOLDER", help="of methods: your own pictures, with captions.toml or a .txt beside each"
+        "--references",
+        metavar="FOLDER",
+        help="of methods and references: your own pictures, captioned by captions.toml or a .txt beside each",
     )
     add("--test", action="store_true", help="of methods: the held-out test set, for the published table alone")
     add("--steps", type=int, metavar="N", help="sampling steps (default: those of the published tables)")
@@ -187,7 +189,7 @@ def typed(asked: argparse.Namespace, parser: argparse.ArgumentParser, name: str)
     (' --limit 2', " --limit 2 --only 'full sharing'")
     """
     words = ""
-    for option in (*OPTIONS, *(OF_METHODS if name == "methods" else ())):
+    for option in (*OPTIONS, *OWN_OPTIONS.get(name, ())):
         value = getattr(asked, option)
         if value is True:
             words += f" --{option}"

@@ -1,16 +1,16 @@
 """A given picture as the reference: how closely its style is matched, and how often its object leaks.
 
-The references are scenes that no training saw. Each is inverted (DDIM), and four other objects are drawn in its named
-style, from the same noise under every setting: plain, aligned, and aligned with one change, of the score shift, the
-score scale, the steps skipped before alignment begins, or the guidance of the inversion. "Rescaled" is what
-StyleAligned's authors do for famous pictures: shift log 2 and scale 1/2.
+The references are scenes that no training saw, or pictures of one's own (``--references``). Each is inverted (DDIM),
+and four other objects are drawn in its named style, from the same noise under every setting: plain, aligned, and
+aligned with one change, of the score shift, the score scale, the steps skipped before alignment begins, or the guidance
+of the inversion. "Rescaled" is what StyleAligned's authors do for famous pictures: shift log 2 and scale 1/2.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -18,17 +18,17 @@ from PIL import Image
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.inversion import ddim_invert
 from context_diffusion.alignment.trajectory import Trajectory
-from context_diffusion.latents import generators
 from context_diffusion.metrics import Estimate
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering, render
 from context_diffusion.scenes.vocabulary import article
 
-from ..bench import Bench
+from ..bench import Bench, foreign
 from ..claims import Claim, decide
 from ..curves import curves
 from ..report import Report
 from ..results import Results, Scores, Unit
 from ..sheets import labelled_sheet
+from ..styles.tasks import Folder, Task
 from ..tables import Table
 from ..units import carry_out
 from ..unseen import REFERENCES, alone, seed_of, style_draw, unseen
@@ -72,37 +72,59 @@ def run(bench: Bench) -> Report | None:
     return carry_out(StyleReferences(bench, count=bench.first(10, 4)), bench.work)
 
 
+class Alone:
+    """Tasks with one unseen reference each, whose object stands alone on a plain background."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def about(self) -> list[object]:
+        """What the pictures of each task depend on, besides the method."""
+        return ["alone"] * self.count
+
+    def note(self) -> str:
+        """What was asked, in a line of the report."""
+        return f"{self.count} unseen references, {PICTURES} pictures each"
+
+    def task(self, index: int) -> Task:
+        """The reference of a number; its object and style are the caption."""
+        drawn, style = reference(index)
+        prompts = tuple(f"{text}, {style} style" for text in others(index))
+        seeds = tuple(range(10 * index, 10 * index + PICTURES))
+        return Task(prompts, (drawn.image,), (f"{article(drawn.scene.object)}, {style} style",), seeds)
+
+
 class StyleReferences:
-    """Unseen references x settings."""
+    """References x settings."""
 
     name = "references"
 
     def __init__(self, bench: Bench, *, count: int) -> None:
-        self.bench, self.count, self.scorers = bench, count, Scorers(bench, "dino", "judge")
-        self.trajectory = lru_cache(maxsize=8)(partial(invert_reference, bench))
+        self.bench, self.scorers = bench, Scorers(bench, "dino", "judge")
+        self.tasks: Alone | Folder = Folder(bench.references, bench.limit) if bench.references else Alone(count)
+        self.rows = tuple(SETTINGS) if bench.references else ROWS
+        self.trajectory = lru_cache(maxsize=8)(lambda index, guidance: invert(bench, self.tasks.task(index), guidance))
 
     def about(self) -> dict:
         """The model, the settings, how many references."""
         return {
             **drawn_by(self.bench),
             "settings": {name: repr(setting) for name, setting in SETTINGS.items()},
+            "sets": self.tasks.about(),
             "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
         """Every reference under every setting, one reference after the other."""
-        return [Unit(s, i) for i in range(self.count) for s in ROWS]
+        return [Unit(s, i) for i in range(self.tasks.count) for s in self.rows]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
         """Draw the other objects, each from a noise of its own, the same under every setting."""
         if unit.setting == REAL:
             return further_scenes(unit.index)
-        _, style = reference(unit.index)
-        prompts = [f"{text}, {style} style" for text in others(unit.index)]
-        setting = SETTINGS[unit.setting]
+        task, setting = self.tasks.task(unit.index), SETTINGS[unit.setting]
         with nullcontext() if setting is None else self.aligned(unit.index, setting):
-            noise = generators(10 * unit.index, PICTURES)
-            return self.bench.pipe(prompts, generator=noise, **self.bench.sampling).images
+            return self.bench.pipe(list(task.prompts), generator=task.noise(), **self.bench.sampling).images
 
     def aligned(self, index: int, setting: Setting):
         """Align what is drawn inside the block with the reference of a number."""
@@ -111,27 +133,30 @@ class StyleReferences:
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Score the pictures of one reference."""
+        near = self.scorers.of_reference(pictures, self.tasks.task(unit.index).references[0])
+        if self.bench.references:
+            return near
         drawn, style = reference(unit.index)
-        texts, lent = others(unit.index), [article(drawn.scene.object)] * PICTURES
-        near = self.scorers.of_reference(pictures, drawn.image)
-        return near | self.scorers.of_content(pictures, texts, style, lent)
+        lent = [article(drawn.scene.object)] * PICTURES
+        return near | self.scorers.of_content(pictures, others(unit.index), style, lent)
 
     def report(self, results: Results) -> Report:
         """The table, the four sweeps, and what alignment costs."""
-        rows = {s: results.estimates(s, SCORES) for s in ROWS}
+        rows = {s: results.estimates(s, SCORES) for s in self.rows}
         report = Report(notes=[
-            f"{self.count} unseen references, {PICTURES} pictures each, {self.bench.steps} steps; the reference is the "
-            "unit; palette distance and DINO are between picture and reference",
-            *self.scorers.notes(),
+            f"{self.tasks.note()}, {self.bench.steps} steps; the reference is the unit; palette distance and DINO are "
+            "between picture and reference",
+            *foreign(self.bench), *self.scorers.notes(),
         ])  # fmt: skip
         report.add_table("scores", Table("One reference picture", rows, lower=("palette distance", "leakage")))
         report.claims = claims(results)
-        report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows[REAL])
-        shown = range(min(self.count, 10))
-        pictures = {"reference": [reference(i)[0].image for i in shown]}
-        for setting in (PLAIN, ALIGNED, RESCALED, "scale 0.5", "shift log 4", "skip 40 %", REAL):
-            pictures[setting] = [results.pictures(Unit(setting, i))[0] for i in shown]
-        report.sheets["pictures"] = labelled_sheet(pictures, [others(i)[0] for i in shown], cell=96)
+        report.sheets["sweeps"] = curves(sweeps(rows), SCORES, baseline=rows[PLAIN], best=rows.get(REAL))
+        tasks = [self.tasks.task(index) for index in range(min(self.tasks.count, 10))]
+        pictures = {"reference": [task.references[0] for task in tasks]}
+        for setting in (PLAIN, ALIGNED, RESCALED, "scale 0.5", "shift log 4", "skip 40 %", *self.rows[len(SETTINGS) :]):
+            pictures[setting] = [results.pictures(Unit(setting, index))[0] for index in range(len(tasks))]
+        titles = [task.prompts[0].split(",")[0] for task in tasks]
+        report.sheets["pictures"] = labelled_sheet(pictures, titles, cell=96)
         return report
 
 
@@ -142,11 +167,15 @@ def reference(index: int) -> tuple[Rendering, str]:
     return unseen(REFERENCES + index, style, object=thing, background="plain", sun=False), style
 
 
-def invert_reference(bench: Bench, index: int, guidance: float = 1.0) -> Trajectory:
-    """Invert the reference of a number; its object and style are the prompt."""
-    drawn, style = reference(index)
-    prompt = f"{article(drawn.scene.object)}, {style} style"
-    return ddim_invert(bench.pipe, drawn.image, prompt, num_inference_steps=bench.steps, guidance_scale=guidance)
+def invert(bench: Bench, task: Task, guidance: float = 1.0) -> Trajectory:
+    """Invert the reference of a task; its caption is the prompt."""
+    (picture, *_), (caption, *_) = task.references, task.captions
+    return ddim_invert(bench.pipe, picture, caption, num_inference_steps=bench.steps, guidance_scale=guidance)
+
+
+def invert_reference(bench: Bench, index: int) -> Trajectory:
+    """Invert the unseen reference of a number."""
+    return invert(bench, Alone(index + 1).task(index))
 
 
 def others(index: int) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from context_diffusion.checks import hint
 from context_diffusion.metrics import Estimate, estimate_mean
 
-from ..bench import Bench
+from ..bench import Bench, foreign
 from ..claims import Claim, decide
 from ..curves import pareto, points
 from ..papers.scorers import drawn_by
@@ -179,16 +179,6 @@ def chosen_rows(known: Iterable[str], only: Sequence[str]) -> list[str]:
                 f"There is no method {name!r} here; there are {', '.join(known)}{hint(name, known)}"
             )
     return [name for name in known if not only or name in only]
-
-
-def foreign(bench: Bench) -> list[str]:
-    """A note where a model that never saw the toy world is given drawings of it."""
-    if bench.references or bench.has("judge"):
-        return []
-    return [
-        f"{bench.name} never saw the toy world, whose drawings are the references here, so the numbers tell little of "
-        "what it does with other pictures; --references FOLDER takes yours"
-    ]
 
 
 def claims(results: Results) -> list[Claim]:
