@@ -60,7 +60,7 @@ def run(bench: Bench) -> Report:
     }
     report = Report(notes=[f"{len(asked)} pictures; the {len(objects) * len(styles)} prompts are the units"])
     for head, indices in wanted.items():
-        aim = None if head == "background" else 0.9
+        aim = {"object": 0.99, "style": 0.98}.get(head)
         report.add(f"{head} accuracy", accuracy(seen[head], indices, prompts), at_least=aim)
     add_ceiling(report, bench)
     add_realism(report, bench, pictures, asked)
