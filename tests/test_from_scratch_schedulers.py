@@ -5,7 +5,7 @@ import diffusers
 import pytest
 import torch
 
-from context_diffusion.from_scratch import DDIM, DDPM, Euler, make_betas
+from context_diffusion.from_scratch import DDIM, DDPM, Euler, make_betas, rescale_betas_zero_snr
 
 KINDS = {
     "ddpm": (DDPM, diffusers.DDPMScheduler, {}),
@@ -56,6 +56,49 @@ def test_whole_trajectory(kind, spacing, prediction, schedule):
         scale = max(1, float(y_0.abs().max()))  # at T a cosine schedule divides by nearly nothing
         close(x / scale, y / scale)
         close(x_0 / scale, y_0 / scale)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_trajectory_from_pure_noise(kind, prediction):
+    mine, theirs, extra = KINDS[kind]
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **extra}
+    config |= {"timestep_spacing": "trailing", "prediction_type": prediction, "rescale_betas_zero_snr": True}
+    reference = theirs(**config if mine is Euler else config | {"clip_sample": False})
+    eta = {"eta": 0.7} if kind == "ddim eta" else {}
+    scheduler = mine.from_config({**reference.config})
+    scheduler = mine.like(scheduler, **eta, **({"variance_type": "fixed_large"} if kind == "ddpm large" else {}))
+    reference.set_timesteps(7)
+    x = scheduler.start(torch.randn(2, 3, 4), 999)
+    y, first, second = x, torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    random = {} if kind == "euler" else {"generator": second}
+    tolerance = 5e-3 if kind == "euler" else 1e-4  # Euler begins at 4096 times as much noise as picture
+    for (t, s), time in zip(scheduler.steps(7), reference.timesteps, strict=True):
+        fresh = torch.randn(x.shape, generator=first) if scheduler.stochastic else None
+        x, x_0 = scheduler.step(network(scheduler.model_input(x, t), t), x, t, s, fresh)
+        y, y_0 = reference.step(network(reference.scale_model_input(y, time), time), time, y, **eta, **random).values()
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(x_0, y_0, rtol=tolerance, atol=tolerance)
+
+
+def test_a_rescaled_schedule_ends_in_noise_and_begins_as_before():
+    betas = make_betas()
+    before, after = torch.cumprod(1 - betas, 0).sqrt(), torch.cumprod(1 - rescale_betas_zero_snr(betas), 0).sqrt()
+    assert after[-1] == 0
+    torch.testing.assert_close(after[0], before[0])
+    torch.testing.assert_close(after.diff() / after.diff()[0], before.diff() / before.diff()[0])  # one scale for all
+    config = diffusers.DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).config
+    assert DDIM.from_config(config).amplitudes(999) == (0.0, 1.0)
+
+
+def test_a_noise_says_nothing_where_no_picture_is_left():
+    alpha_bar = torch.cumprod(1 - rescale_betas_zero_snr(make_betas()), 0)
+    x, output = torch.randn(2, 1, 3)
+    for kind in (DDIM, DDPM):
+        with pytest.raises(ValueError, match="nothing of the picture is left: predict v_prediction or sample"):
+            kind(alpha_bar).predict(output, x, 999)
+        x_0, noise = kind(alpha_bar, prediction_type="v_prediction").predict(output, x, 999)
+        torch.testing.assert_close(torch.stack([x_0, noise]), torch.stack([-output, x]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,8 +227,8 @@ def test_bad_input(kind):
             scheduler(kind).steps(num_steps)
     with pytest.raises(ValueError, match="'linear', 'scaled_linear' or 'cosine'; got 'quadratic'"):
         make_betas("quadratic")
-    with pytest.raises(ValueError, match="without rescale_betas_zero_snr=True"):
-        kind.from_config({"rescale_betas_zero_snr": True})
+    with pytest.raises(ValueError, match="without thresholding=True"):
+        kind.from_config({"thresholding": True})
     with pytest.raises(ValueError, match="'epsilon', 'v_prediction', 'sample'; got 'flow'"):
         scheduler(kind, prediction_type="flow")
     with pytest.raises(ValueError, match="'leading', 'trailing', 'linspace'; got 'even'"):

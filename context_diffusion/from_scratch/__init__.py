@@ -14,7 +14,7 @@ from .attention_maps import record_cross_attention, word_maps
 from .autoencoder import Autoencoder
 from .generate import StableDiffusion, encode_prompt, image_to_image, images_to_tensor, tensor_to_images, text_to_image
 from .sampling import State, denoise, draw_noise, guided_prediction, make_generators
-from .schedulers import DDIM, DDPM, Euler, Scheduler, make_betas
+from .schedulers import DDIM, DDPM, Euler, Scheduler, make_betas, rescale_betas_zero_snr
 from .style_aligned import TextbookSettings, textbook
 from .text_encoder import TextEncoder
 from .tokenizer import Tokenizer
@@ -23,6 +23,6 @@ from .unet import UNet
 __all__ = [
     "DDIM", "DDPM", "Autoencoder", "Euler", "Scheduler", "StableDiffusion", "State", "TextEncoder", "TextbookSettings",
     "Tokenizer", "UNet", "denoise", "draw_noise", "encode_prompt", "guided_prediction", "image_to_image",
-    "images_to_tensor", "make_betas", "make_generators", "record_cross_attention", "tensor_to_images", "text_to_image",
-    "textbook", "word_maps",
+    "images_to_tensor", "make_betas", "make_generators", "record_cross_attention",
+    "rescale_betas_zero_snr", "tensor_to_images", "text_to_image", "textbook", "word_maps",
 ]  # fmt: skip

@@ -46,6 +46,17 @@ def make_betas(
     raise ValueError(f"A beta schedule is 'linear', 'scaled_linear' or 'cosine'; got {schedule!r}.")
 
 
+@checked
+def rescale_betas_zero_snr(betas: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
+    """Stretch a schedule until nothing of the picture is left at its end (Lin et al. 2023, algorithm 1).
+
+    sqrt(alpha_bar) is shifted, so that it ends at 0, and scaled, so that it begins where it did. The last beta is 1.
+    """
+    root = torch.cumprod(1 - betas, dim=0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return 1 - torch.cat([root[:1], root[1:] / root[:-1]]) ** 2
+
+
 def check(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless a setting has a known value."""
     if value not in known:
@@ -63,7 +74,7 @@ class Scheduler:
     final_alpha_bar: float = 1.0
     clip: float | None = None  # bound on the predicted clean picture; None in latent space
 
-    FIXED: ClassVar[dict] = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}
+    FIXED: ClassVar[dict] = {"trained_betas": None, "thresholding": False}
     DEFAULTS: ClassVar[dict] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": True}
     stochastic: ClassVar[bool] = False
 
@@ -79,6 +90,8 @@ class Scheduler:
             raise ValueError(f"{cls.__name__} is written without {', '.join(odd)}, which this configuration asks for.")
         steps = config.get("num_train_timesteps", 1000)
         betas = make_betas(config["beta_schedule"], steps, config["beta_start"], config["beta_end"])
+        if config.get("rescale_betas_zero_snr", False):
+            betas = rescale_betas_zero_snr(betas)
         alpha_bar = torch.cumprod(1 - betas, dim=0)
         names = [field.name for field in dataclasses.fields(cls)[1:]]
         settings = {name: config[name] for name in names if name in config}
@@ -115,9 +128,12 @@ class Scheduler:
         """(x_0, epsilon) from the network's output, whichever of the three it was trained to predict.
 
         v = alpha_t epsilon - sigma_t x_0 (Salimans & Ho 2022, section 4) makes (x_0, epsilon) -> (x_t, v) a rotation,
-        since alpha_t^2 + sigma_t^2 = 1; so the way back is the transposed rotation.
+        since alpha_t^2 + sigma_t^2 = 1; so the way back is the transposed rotation. Raises ``ValueError`` for a
+        predicted noise where alpha_t is 0: x_t is the noise then, and says nothing about x_0.
         """
         alpha, sigma = self.amplitudes(t)
+        if alpha == 0 and self.prediction_type == "epsilon":
+            raise ValueError(f"At t = {t} nothing of the picture is left: predict v_prediction or sample, not epsilon.")
         if self.prediction_type == "epsilon":
             x_0, epsilon = (x_t - sigma * output) / alpha, output
         elif self.prediction_type == "v_prediction":
@@ -213,7 +229,8 @@ class Euler(Scheduler):
 
     def ratio(self, t: Time) -> float:
         """Noise relative to picture, sigma_t / alpha_t; linear between whole times, 0 at the end."""
-        ratios = torch.sqrt((1 - self.alpha_bar) / self.alpha_bar)
+        alpha_bar = self.alpha_bar.masked_fill(self.alpha_bar == 0, 2**-24)  # as in diffusers: y must stay finite
+        ratios = torch.sqrt((1 - alpha_bar) / alpha_bar)
         return float(np.interp(t, np.arange(len(ratios)), ratios.numpy())) if t >= 0 else 0.0
 
     def amplitudes(self, t: Time) -> tuple[float, float]:
