@@ -10,7 +10,6 @@ lesson. The pages need what lies in ``assets/`` beside them, and nothing from an
 
 import argparse
 import math
-import mimetypes
 import re
 import shutil
 import sys
@@ -33,10 +32,10 @@ REVEAL = ROOT / "build" / "revealjs" / "sphinx_revealjs" / "_static" / "revealjs
 LINES, WIDTH = 19, 95  # what a slide holds
 PART = re.compile(r"\n(?=#{1,3} )")
 LINK = re.compile(r"(?<!!)(\[(?:[^\[\]]|\[[^\]]*\])*\])\((?![a-z]+:|#)([^)\s]+)\)")
+PICTURE = re.compile(r"(!\[[^\]]*\])\(\.\./(figures/[^)\s]+)\)")
 LEFT_OUT = re.compile(r"#+ ([\d. ]*Exercises|References|Where to go)")
 ALONE = "output-alone"
 THEME = "white"
-mimetypes.add_type("image/webp", ".webp")  # which Python knows from 3.13 on
 
 
 def split_texts(cells: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -107,7 +106,7 @@ def slides_of(notebook: nbformat.NotebookNode, address: str) -> str:
     """The page of a lesson's slides; links to files of the repository lead to its ``address``."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            text = BADGE.sub("", cell.source)
+            text = PICTURE.sub(r"\1(assets/\2)", BADGE.sub("", cell.source))
             cell.source = LINK.sub(rf"\1({address}/blob/{BRANCH}/notebooks/\2)", text)
     notebook.cells = split_outputs(split_texts(notebook.cells))
     settings = Config()
@@ -120,10 +119,9 @@ def slides_of(notebook: nbformat.NotebookNode, address: str) -> str:
         extra_template_basedirs=[str(Path(__file__).parent)],
         reveal_url_prefix="assets/reveal",
         reveal_theme=THEME,
-        embed_images=True,
         exclude_anchor_links=True,
     )
-    place = {"metadata": {"path": str(FOLDER), "name": notebook.cells[0].source.partition("\n")[0].strip("# ")}}
+    place = {"metadata": {"name": notebook.cells[0].source.partition("\n")[0].strip("# ")}}
     return exporter.from_notebook_node(with_slides(notebook), resources=place)[0]
 
 
@@ -143,6 +141,10 @@ def build(out: Path, lessons: Iterable[Path]) -> list[str]:
     copy_assets(out / "assets")
     for lesson in lessons:
         notebook = with_outputs(lesson, SITE / "executed", run=False)
+        for _, picture in PICTURE.findall("\n".join(cell.source for cell in notebook.cells)):
+            if (ROOT / picture).is_file():  # or else it is among the faults of the page
+                (out / "assets" / picture).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / picture, out / "assets" / picture)
         with written_whole(out / f"{lesson.stem}.html") as temporary:
             temporary.write_text(slides_of(notebook, repository_address()), encoding="utf-8")
         print(out / f"{lesson.stem}.html", flush=True)
