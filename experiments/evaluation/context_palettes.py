@@ -144,7 +144,7 @@ def condition_requests(
         "content and style": [f"{what}, {style} style" for what, style in zip(contents, styles, strict=True)],
         "nothing": [""] * len(contents),
     }[condition.prompt]
-    return [Request(None, tuple(contexts[i][: condition.contexts]), prompts[i], seed=i) for i in range(len(contents))]
+    return [Request(None, tuple(contexts[i][: condition.contexts]), prompts[i], seed=i) for i in range(len(contexts))]
 
 
 def palette_ratio(
