@@ -28,7 +28,7 @@ from .vocabulary import STYLES
 PARAMETERS = ("period", "angle", "weight", "strength")
 SHOWN = {  # style -> the parameters that its pictures show
     "flat": (),
-    "line art": ("weight", "strength"),
+    "line art": ("weight",),  # a weak tint of strong colours looks like a strong one of weak colours
     "watercolor": ("period", "strength"),  # its noise turns with the angle too, but has no direction
     "halftone": ("period", "angle", "strength"),
     "hatching": ("period", "angle", "weight"),
