@@ -157,7 +157,7 @@ def test_the_first_lesson_runs_with_its_pictures_and_a_dial_draws_again(lab, pag
 
 def test_the_recorder_is_shown(lab, page):
     _, port = lab
-    open_lesson(page, port, "10_multimodal_fusion")
+    open_lesson(page, port, "14_speech_and_music")
     assert pictures_that_failed(page) == []
     run_all(page, 900)
     page.wait("!!document.querySelector('.context-diffusion-recorder button')", 60)
@@ -165,4 +165,4 @@ def test_the_recorder_is_shown(lab, page):
     assert "record" in text and "Nothing recorded or uploaded yet" in text
     page.look(WIDE, 900)
     page.ask("document.querySelector('.context-diffusion-recorder').scrollIntoView({block: 'center'})")
-    seen(page, "lab-10-recorder")
+    seen(page, "lab-14-recorder")
