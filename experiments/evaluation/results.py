@@ -19,7 +19,7 @@ RATES = (
     "sun",
     "passes",
 )  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
-_FROM_ZERO = ("palette distance", "slot palette", "texture", "defects, DINO", "defects, judge", "softness")
+_FROM_ZERO = ("palette distance", "slot palette", "texture", "softness")
 ENDS = {"edge F1": (0, 1), "depth rank correlation": (-1, 1)} | dict.fromkeys(_FROM_ZERO, (0,))  # where the others end
 
 
