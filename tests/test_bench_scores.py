@@ -125,14 +125,11 @@ def test_slots_that_change_places_fool_the_cloud_of_colours_and_not_the_slots():
     style = style_draw(FIRST + 3, "flat")
     sky, near = (np.array(style.palette[SLOTS.index(name)]) for name in ("sky", "near"))
     swapped = with_slot(with_slot(style, "sky", near), "near", sky)
-    other = style_draw(FIRST + 4, "flat")
     references = pictures(style, count=4, first=200)
-    far = {name: pictures(one) for name, one in (("real", style), ("swapped", swapped), ("other", other))}
+    far = {"real": pictures(style), "swapped": pictures(swapped)}
     cloud = {key: palette_distances(images(drawn), palette_of(images(references))).mean() for key, drawn in far.items()}
     slots = {key: slot_distance(drawn, references) for key, drawn in far.items()}
-    share = {key: (found["swapped"] - found["real"]) / (found["other"] - found["real"])
-             for key, found in (("cloud", cloud), ("slots", slots))}  # fmt: skip
-    assert share["slots"] > 2 * share["cloud"], (cloud, slots)
+    assert slots["swapped"] / slots["real"] > 2 * cloud["swapped"] / cloud["real"], (cloud, slots)
 
 
 @pytest.mark.parametrize("name", ["halftone", "crayon", "mosaic", "pixel art", "watercolor"])
@@ -181,7 +178,7 @@ def test_content_is_right_in_real_scenes_and_wrong_in_others():
     reading = found.networks["texture"](images(drawn))
     right, other = (found.of_content(images(drawn), reading, asked, Truth(drawn)) for asked in (wanted, wrong))
     for name in ("object", "background", "sun"):
-        assert np.mean(right[name]) >= 0.9 and np.mean(other[name]) <= 0.1, name
+        assert np.mean(right[name]) >= 0.8 and np.mean(other[name]) <= 0.15, name
 
 
 # --- copying and diversity -----------------------------------------------------------------------------------
