@@ -131,15 +131,20 @@ def test_the_solution_gets_all_points_and_the_stub_none(tmp_path, lesson):
 
 @needs_grader
 def test_marking_survives_answers_that_raise_or_never_end_and_checks_that_were_changed(tmp_path):
-    lesson = next(path for path in LESSONS if path.name.startswith("09"))
+    exercise = ["**1.{0}** (core) Add.", "def add_{0}(a, b): ...", "cd.notebook.check(add_{0}(1, 2), 3)"]
+    solution = ["**1.{0}** So.", "def add_{0}(a, b):\n    return a + b", "assert add_{0}(2.5, 2) == 4.5"]
+    lesson = tmp_path / "lessons" / "00_a.ipynb"
+    for file, parts in ((lesson, exercise), (lesson.parent / "solutions" / lesson.name, solution)):
+        file.parent.mkdir()
+        cells = notebook("# T", "first = None", *(part.format(number) for number in (1, 2, 3) for part in parts))
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
     students.prepare(tmp_path, 20)
     students.release(tmp_path, [lesson])
-    _, found = students.exercises(lesson)
-    raises, endless, right = found
-    wild = {"9-1": "def louder(lam, m):\n    raise RuntimeError", "9-2": "def guided(*_):\n    while True: pass"}
-    wild["9-3"] = right.answer
+    wild = {"1-1": "def add_1(a, b):\n    raise RuntimeError", "1-2": "def add_2(a, b):\n    while True: pass"}
+    wild["1-3"] = "def add_3(a, b):\n    return a + b"
     hand_in(tmp_path, "wild", lesson.stem, {f"answer-{key}": code for key, code in wild.items()})
-    hand_in(tmp_path, "sly", lesson.stem, {"check-9-1": "pass", "hidden-9-1": "pass", "begin": "pass"})
+    hand_in(tmp_path, "sly", lesson.stem, {"check-1-1": "pass", "hidden-1-1": "pass", "begin": "pass"})
+    hand_in(tmp_path, "fitted", lesson.stem, {"answer-1-1": "def add_1(a, b):\n    return 3"})
     students.grade(tmp_path, [lesson])
-    assert points(tmp_path, lesson.stem) == {"wild": 2 * right.points, "sly": 0}
+    assert points(tmp_path, lesson.stem) == {"wild": 4, "sly": 0, "fitted": 2}
     assert (tmp_path / "feedback" / "wild" / lesson.stem / f"{lesson.stem}.html").is_file()

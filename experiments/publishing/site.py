@@ -34,7 +34,8 @@ from .still_widgets import with_still_widgets
 
 SITE = ROOT / "build" / "site"
 SETTINGS = ("conf.py", "_static")  # of docs/, given to Sphinx
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md", "docs/glossary.md", "data/README.md")
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
+PAGES += tuple(f"docs/{name}.md" for name in ("teaching", "glossary", "notation", "ARCHITECTURE"))
 CODE = ("context_diffusion", "experiments")
 DATA = ("data/**/*", "figures/**/*.json")  # what lessons read
 IMPORTED = f"""import sys
@@ -50,6 +51,9 @@ HOME = """
 :hidden:
 
 {lessons}
+docs/teaching
+docs/glossary
+docs/notation
 ```
 
 ```{{toctree}}
@@ -67,7 +71,6 @@ tables
 reference/index
 code/index
 docs/ARCHITECTURE
-docs/glossary
 ```
 
 ```{{toctree}}
