@@ -138,7 +138,7 @@ def test_marking_survives_answers_that_raise_or_never_end_and_checks_that_were_c
         file.parent.mkdir()
         cells = notebook("# T", "first = None", *(part.format(number) for number in (1, 2, 3) for part in parts))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
-    students.prepare(tmp_path, 20)
+    students.prepare(tmp_path, 60)
     students.release(tmp_path, [lesson])
     wild = {"1-1": "def add_1(a, b):\n    raise RuntimeError", "1-2": "def add_2(a, b):\n    while True: pass"}
     wild["1-3"] = "def add_3(a, b):\n    return a + b"
