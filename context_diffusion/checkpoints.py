@@ -36,7 +36,6 @@ class Model:
     control_scale: float = 1.0  # of the ControlNets' residuals
     prompt_order: str = "importance"  # of the words of a prompt fused from several sources
     word_list: bool = False  # it was trained on whole words; others come in pieces that mean nothing to it
-    guided_control: bool = False  # ControlNets act in the branch with the prompt alone: guidance amplifies them
     evaluation_steps: int = 50  # of the papers' protocols
     half_on_gpu: bool = True
     half: str = "float16"  # the precision there
@@ -71,8 +70,6 @@ MODELS = {
             licence="MIT",
             steps=20,
             guidance_scale=3.0,
-            control_scale=1.5,
-            guided_control=True,
             prompt_order="sentence",  # that of its captions
             word_list=True,
             evaluation_steps=15,

@@ -10,59 +10,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
-from diffusers.models.controlnets.controlnet import ControlNetOutput
 from transformers import CLIPVisionModelWithProjection
 
 from .checkpoints import DEFAULT, Model, find_device, find_dtype, find_model, find_part, load_part, not_on_disk
 from .checks import check_flag, check_list, check_number, hint, reason, shown
-from .guidance import guidance_branches, pipeline_call
 from .latents import check_pipeline
 from .loading import check_safetensors, check_weights, is_local, quiet, read_settings, within_reach
 
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # options
-
-
-class GuidedForward:
-    """The forward pass of a ControlNet in the branch with the prompt alone, so that guidance amplifies it as a prompt.
-
-    Of the two ways in Zhang et al. 2023, section 3.4 ("classifier-free guidance resolution weighting"), the one that
-    adds the map to ``eps_c`` and not to ``eps_uc``: ``eps_uc + w (eps_c(map) - eps_uc)``. The pipeline that is running
-    says which rows have the prompt; the others get zeros. diffusers calls that ``guess_mode``, and weakens the upper
-    residuals there down to a tenth; at the small guidance scale of the offline model nothing needs weakening, so here
-    they stay whole. With ``guess_mode=True`` all rows are taken to have the prompt, as diffusers passes them then.
-
-    It takes the place of ``network.forward``. The network is still diffusers' ``ControlNetModel``: what saves, loads or
-    switches pipelines knows it.
-    """
-
-    def __init__(self, network: ControlNetModel):
-        self.network, self.forward = network, network.forward
-
-    def __call__(self, *inputs, guess_mode: bool = False, return_dict: bool = True, **named):
-        """As the network's own; raises ``ValueError`` where nothing says which rows have the prompt."""
-        call = pipeline_call(self.network)
-        if call is None and not guess_mode:
-            raise ValueError(
-                "No diffusers pipeline is calling this guided ControlNet, so the rows with the prompt are unknown: "
-                "pass those rows alone with guess_mode=True, or load it by ControlNetModel.from_pretrained."
-            )
-        branches = ("cond",) if guess_mode else guidance_branches(call)
-        rows = len(inputs[0] if inputs else named["sample"])
-
-        def with_prompt(given):
-            if isinstance(given, dict):
-                return {name: with_prompt(each) for name, each in given.items()}
-            per_row = isinstance(given, torch.Tensor) and given.ndim > 0 and len(given) == rows
-            return given.chunk(len(branches))[branches.index("cond")] if per_row else given
-
-        def for_all(residual: torch.Tensor) -> torch.Tensor:
-            return torch.cat([residual if branch == "cond" else torch.zeros_like(residual) for branch in branches])
-
-        if branches == ("cond",):
-            return self.forward(*inputs, return_dict=return_dict, **named)
-        down, mid = self.forward(*map(with_prompt, inputs), return_dict=False, **with_prompt(named))
-        down, mid = tuple(map(for_all, down)), for_all(mid)
-        return ControlNetOutput(down, mid) if return_dict else (down, mid)
 
 
 def load_pipeline(
@@ -217,7 +172,7 @@ def load_adapter(pipe: DiffusionPipeline, root: str, subfolder: str, name: str, 
 
 
 def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetModel:
-    """Load the ControlNet ``kind`` ("canny", "depth") of a model; guided, where the model's row of the table says so.
+    """Load the ControlNet ``kind`` ("canny", "depth") of a model.
 
     Raises ``ValueError`` where the model has none, ``FileNotFoundError`` where its weights cannot be had.
     """
@@ -226,10 +181,7 @@ def load_controlnet(model: Model, kind: str, dtype: torch.dtype) -> ControlNetMo
         known = [*model.parts, *(path.name for path in Path(model.location).glob("controlnet-*"))]
         near = hint(kind, [name.removeprefix("controlnet-") for name in known if name.startswith("controlnet-")])
         raise ValueError(f"{shown(model.name)} has no ControlNet {shown(kind)} beside it (controlnet-.../){near}")
-    network = load_part(ControlNetModel, location, dtype).eval().requires_grad_(False)
-    if model.guided_control:
-        network.forward = GuidedForward(network)
-    return network
+    return load_part(ControlNetModel, location, dtype).eval().requires_grad_(False)
 
 
 _scaled: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()

@@ -66,7 +66,6 @@ class ControlScales:
         """The model and the settings."""
         return {
             **drawn_by(self.bench, *(f"controlnet-{kind}" for kind in self.kinds), "depth"),
-            "guided control": self.bench.row.guided_control,
             "scorers": self.scorers.about(),
         }
 

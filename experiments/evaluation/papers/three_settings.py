@@ -64,7 +64,7 @@ class ContextSettings:
         return {
             **drawn_by(self.bench, "image_encoder", "context_projector", "ip-adapter", "controlnet-canny"),
             "shots": list(SHOTS),
-            "control": [self.bench.row.control_scale, self.bench.row.guided_control],
+            "control": self.bench.row.control_scale,
             "scorers": self.scorers.about(),
         }
 
