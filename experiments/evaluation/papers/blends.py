@@ -58,8 +58,8 @@ SETTINGS = settings()
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score six mixtures under every setting."""
-    return carry_out(StyleBlends(bench, count=bench.first(6, 2)), bench.work)
+    """Draw and score four mixtures under every setting."""
+    return carry_out(StyleBlends(bench, count=bench.first(4, 2)), bench.work)
 
 
 class StyleBlends:
