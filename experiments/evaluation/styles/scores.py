@@ -17,6 +17,9 @@ Thrown away, because a cheat wins it or because it measures something else:
   ``CHEATED``, to be compared with papers.
 - **Diversity in DINO's features**, also of grey pictures: it tells styles apart, not contents, so that a set in four
   styles is thirty times as diverse as real scenes in one.
+- **Defects by the nearest real scene, as a scale**: in features of the judge neither blur nor copied colours show, and
+  in DINO's a picture that is all stain is nearer than one that is half of it. They are shown, and do not count towards
+  "passes".
 - **One order of all methods by a weighted sum**: any weights let a cheat win somewhere. "passes" is no sum: a picture
   passes if it is like real further scenes in everything at once, and each cheat fails in something.
 """
