@@ -240,8 +240,8 @@ def test_a_method_that_is_not_there_is_told_before_anything_is_loaded(tmp_path, 
 
 def test_the_command_line_refuses_rows_and_references_in_a_sentence(tmp_path, capsys):
     for arguments, sentence in (
-        (["--only", "full sharin"], "There is no method 'full sharin' here"),
-        (["--only", "full sharin"], "did you mean 'full sharing'"),
+        (["--only", "full shoring"], "There is no method 'full shoring' here"),
+        (["--only", "full shoring"], "did you mean 'full sharing'"),
         (["--references", str(tmp_path / "none")], "is not a folder"),
         (["--references", str(tmp_path), "--test"], "--test is a set of references of its own"),
         (["--method", EXAMPLE, "--method", EXAMPLE], "There is a method 'tinted' already"),
