@@ -54,9 +54,9 @@ def _short_sweeps(monkeypatch):
 @pytest.mark.parametrize("name", harness.PAPERS)
 def test_one_set_or_query_makes_a_whole_report(tmp_path, name):
     model = judged_folder()
-    assert evaluate(tmp_path, model, name, "--limit", "1", "--seeds", "1") == 0
+    assert evaluate(tmp_path, model, name, "--limit", "1") == 0
     found = record(tmp_path, name)
-    assert found["command"].endswith(f"{name} --model {model} --limit 1 --seeds 1 --steps 1")
+    assert found["command"].endswith(f"{name} --model {model} --limit 1 --steps 1")
     assert found["pictures"] and found["claims"] and not any("lack of weights" in note for note in found["notes"])
     with (tmp_path / "out" / f"{name}-units.csv").open() as file:
         assert {line["index"] for line in csv.DictReader(file)} == {"0"}
@@ -77,7 +77,7 @@ def test_an_offline_score_makes_a_whole_report(tmp_path, name):
 @pytest.mark.parametrize("xl", [False, True])
 def test_a_plain_pipeline_is_scored_by_what_can_be_had(tmp_path, xl, capsys):
     names = ("style-sets", "references", "blends")
-    assert evaluate(tmp_path, hub_folder(xl), *names, "--limit", "1", "--seeds", "1") == 0
+    assert evaluate(tmp_path, hub_folder(xl), *names, "--limit", "1") == 0
     said = capsys.readouterr().out
     for part in ("clip", "dino", "judge"):
         assert f"scores by {part} are left out." in said
@@ -108,7 +108,7 @@ def test_what_a_protocol_needs_and_cannot_have_is_said_before_anything_is_drawn(
 @pytest.mark.parametrize("xl", [False, True])
 def test_a_pipeline_with_adapter_and_controlnet_is_measured_like_any_other(tmp_path, xl):
     names = ("style-sets", "settings", "control")
-    assert evaluate(tmp_path, hub_folder(xl, adapter=True, control=True), *names, "--limit", "1", "--seeds", "1") == 0
+    assert evaluate(tmp_path, hub_folder(xl, adapter=True, control=True), *names, "--limit", "1") == 0
     for name in names:
         record(tmp_path, name)
     rows = (tmp_path / "out" / "control-scores.csv").read_text()
@@ -116,7 +116,7 @@ def test_a_pipeline_with_adapter_and_controlnet_is_measured_like_any_other(tmp_p
 
 
 def test_a_protocol_that_cannot_run_does_not_keep_the_next_from_running(tmp_path, capsys):
-    assert evaluate(tmp_path, hub_folder(), "style-sets", "control", "text", "--limit", "1", "--seeds", "1") == 1
+    assert evaluate(tmp_path, hub_folder(), "style-sets", "control", "text", "--limit", "1") == 1
     assert "not run: text, control" in capsys.readouterr().out
     assert "style-sets.json" in files(tmp_path)
 
