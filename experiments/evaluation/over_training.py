@@ -1,10 +1,10 @@
 """How pictures get better with training: every score over the samples that a U-Net has seen.
 
-    python -m experiments.evaluation.over_training 216000=FOLDER 838000=FOLDER 966000=data/checkpoints/tiny-scenes
+    python -m experiments.evaluation.over_training 216000=FOLDER 579000=FOLDER 934000=data/checkpoints/tiny-scenes
 
 Each folder is a whole model. All draw the same prompts and contexts from the same noises, at the guidance and in the
 steps of the offline model, and one DINO and one judge, the published ones, score them all: so first generations can be
-put beside later ones. It writes ``figures/training/scores.json`` and ``scores.png``.
+put beside later ones. It writes ``figures/over_training/scores.json`` and ``scores.png``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from .realism import distances, real_scenes
 from .report import finite
 from .text_to_image import background, text_requests
 
-FOLDER = ROOT / "figures" / "training"
+FOLDER = ROOT / "figures" / "over_training"
 GROUPS, SEEDS = 80, (0, 1)
 PANELS = {  # of the figure: the scores that share an axis
     "right, of 1": ("object of the prompt", "style of the prompt", "style of the contexts", "object, with contexts"),
@@ -106,7 +106,7 @@ def pair(text: str) -> tuple[int, str]:
     samples, sign, folder = text.partition("=")
     if not sign or not samples.isdigit():
         raise argparse.ArgumentTypeError(
-            f"give SAMPLES=FOLDER, such as 966000=data/checkpoints/tiny-scenes; got {text!r}"
+            f"give SAMPLES=FOLDER, such as 934000=data/checkpoints/tiny-scenes; got {text!r}"
         )
     return int(samples), folder
 
