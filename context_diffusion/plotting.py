@@ -20,6 +20,7 @@ from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
 from .signatures import checked
 
+MOST_INSIDE = 6  # curves whose names fit into the picture; more go beside it
 STYLE = {
     "figure.dpi": 100,
     "savefig.bbox": "tight",
@@ -165,7 +166,8 @@ def lines(
         axis.plot(range(len(values)) if x is None else x, values, label=name, color=color)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
-        axis.legend()
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
+        axis.legend(**beside if len(series) > MOST_INSIDE else {})
     plt.close(figure)
     return figure
 
