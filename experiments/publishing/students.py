@@ -47,7 +47,7 @@ c.CourseDirectory.root = {root!r}
 c.ClearSolutions.code_stub = {{"python": ""}}
 c.Execute.timeout = {seconds}
 c.Execute.interrupt_on_timeout = True
-c.Execute.iopub_timeout = 60  # of outputs on their way; after the default of 4 a busy machine gets no marks at all
+c.Execute.iopub_timeout = c.Execute.startup_timeout = 300  # a busy machine gets its marks, too
 c.Execute.kernel_name = "python3"
 c.ExportApp.plugin_class = "nbgrader.plugins.export.CsvExportPlugin"
 """
