@@ -63,7 +63,8 @@ did other work as well. A sum is a run and those that continued from its weights
 
 {training}
 
-`text_encoder` and `image_encoder` are the two towers of `clip`. {schedule}
+`text_encoder` and `image_encoder` are the two towers of `clip`.
+{schedule}
 
 Two stretches were run in a trial whose code is not kept; what it found is in the scripts now, which reach the same from
 nothing. The autoencoder of the table's first row was trained on with the equivariance loss: 4,000 steps of 8 crops of
