@@ -38,11 +38,13 @@ def test_without_the_statistic_token_only_the_last_token_is_zero(model):
     assert far(model.draw(request, progress=False)[0], other.draw(request, progress=False)[0]) > 1
 
 
-def test_text_protocol_takes_every_object_in_every_style_with_four_consecutive_seeds():
+def test_text_protocol_takes_every_object_in_every_style_four_times_with_consecutive_seeds():
     asked = text_requests()
     assert len(asked) == 480
-    cells = {(object, style, request.seed) for object, style, request in asked}
+    assert [request.seed for *_, request in asked] == list(range(480))
+    cells = {(object, style, request.seed % 4) for object, style, request in asked}
     assert cells == set(product(OBJECTS, STYLES, range(4)))
+    assert all(len({asked[i + k][:2] for k in range(4)}) == 1 for i in range(0, 480, 4))
     for object, style, request in asked:
         assert request.prompt.split(",")[0].split()[1] == object
         assert request.prompt.endswith(f", {style} style")

@@ -59,7 +59,7 @@ SETTINGS = {
 def run(bench: Bench) -> Report:
     """Object and style accuracy and the distance to real scenes, setting by setting; a sheet of five seeds."""
     objects, styles = (OBJECTS[:2], STYLES[:2]) if bench.quick else (OBJECTS, STYLES[::2])
-    asked = text_requests(objects, styles, seeds=(0,))
+    asked = text_requests(objects, styles, each=1)
     prompts, seeds = [request.prompt for *_, request in asked], range(len(asked))
     real = real_scenes([(thing, background(thing, style), style) for thing, style, _ in asked])
     report, rows = Report(notes=[f"{len(asked)} prompts, each with a seed of its own; a prompt is one unit"]), {}

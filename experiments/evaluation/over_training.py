@@ -34,7 +34,7 @@ from .report import finite
 from .text_to_image import background, text_requests
 
 FOLDER = ROOT / "figures" / "over_training"
-GROUPS, SEEDS = 80, (0, 1)
+GROUPS, EACH = 80, 2
 PANELS = {  # of the figure: the scores that share an axis
     "right, of 1": ("object of the prompt", "style of the prompt", "style of the contexts", "object, with contexts"),
     "palette ratio (real: dashed)": ("palette ratio",),
@@ -45,7 +45,7 @@ FLOOR = "real scenes"
 
 def scored(drawing: Bench, scoring: Bench, groups: int = GROUPS) -> dict[str, Estimate]:
     """Draw all prompts and contexts with one model, and score them with the networks of another."""
-    asked = text_requests(seeds=SEEDS)
+    asked = text_requests(each=EACH)
     pictures = drawn(drawing, scoring, [request for *_, request in asked])
     seen, prompts = scoring.judge(pictures), [request.prompt for *_, request in asked]
     real = real_scenes([(thing, background(thing, style), style) for thing, style, _ in asked])
@@ -76,7 +76,7 @@ def drawn(drawing: Bench, scoring: Bench, requests: Sequence[Request]):
 
 def floor(scoring: Bench, groups: int = GROUPS) -> dict[str, Estimate]:
     """What real scenes score: as many of the same contents, and a further scene of each style draw."""
-    contents = [(thing, background(thing, style), style) for thing, style, _ in text_requests(seeds=SEEDS)]
+    contents = [(thing, background(thing, style), style) for thing, style, _ in text_requests(each=EACH)]
     far = distances(scoring, real_scenes(contents, len(contents)), real_scenes(contents))
     cases = context_cases(groups)
     contexts = [[one.image for one in group[:SHOWN]] for group in cases.groups]
