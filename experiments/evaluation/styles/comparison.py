@@ -12,6 +12,7 @@ the references are known to be (:mod:`.scores`). Two rows are cheats, and one is
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from textwrap import shorten
 
 from PIL import Image
 
@@ -166,7 +167,7 @@ class StyleMethods:
         numbers = range(min(self.tasks.count, SHOWN))
         pictures = {"reference": [self.tasks.task(i).references[0] for i in numbers]}
         pictures |= {name: [results.pictures(Unit(name, i))[0] for i in numbers] for name in self.settings}
-        titles = [self.tasks.task(i).prompts[0].split(",")[0] for i in numbers]
+        titles = [shorten(self.tasks.task(i).prompts[0], 15, placeholder=" ...") for i in numbers]
         report.sheets["pictures"] = labelled_sheet(pictures, titles, cell=96)
 
 
