@@ -430,6 +430,7 @@ INSIDE = (
     "alignment.inversion.output_predictor", "alignment.inversion.noise_predictor", "alignment.inversion.noise_levels",
     "alignment.networks", "alignment.hooks", "alignment.subject", "alignment.trajectory.Trajectory.__getitem__",
     "from_scratch.schedulers.D", "from_scratch.schedulers.E", "from_scratch.schedulers.Scheduler",
+    "from_scratch.schedulers.rescale_betas_zero_snr",
     "from_scratch.autoencoder", "from_scratch.unet", "from_scratch.text_encoder", "from_scratch.sampling.State",
     "from_scratch.sampling.denoise", "from_scratch.sampling.guided_prediction", "from_scratch.attention_maps",
     "from_scratch.style_aligned",
