@@ -43,10 +43,7 @@ class Judge:
         """
         from transformers import ResNetForImageClassification
 
-        location = find_part(find_model(DEFAULT), "judge") if folder is None else str(folder)
-        if location is None or not Path(location).is_dir():
-            where = DEFAULT if folder is None else folder
-            raise FileNotFoundError(f"There is no judge in {where}; `python -m experiments.training.judge` trains one.")
+        location = folder_of("judge", "judge", folder)
         network, classes = load_part(ResNetForImageClassification, location), sum(map(len, HEADS.values()))
         if network.config.num_labels != classes:
             raise ValueError(
@@ -59,7 +56,7 @@ class Judge:
     def __call__(self, images: Sequence[ImageLike]) -> dict[str, Int[np.ndarray, " n"]]:
         """Give the likeliest object, background and style of each picture, as indices into ``HEADS``."""
         found: dict[str, list[int]] = {head: [] for head in HEADS}
-        for pixels in _batches(images):
+        for pixels in batches(images, SIDE):
             for head, logits in split(self.network(pixels).logits).items():
                 found[head].extend(logits.argmax(dim=1).tolist())
         return {head: np.array(indices, dtype=np.int64) for head, indices in found.items()}
@@ -67,15 +64,28 @@ class Judge:
     @torch.inference_mode()
     def encode_images(self, images: Sequence[ImageLike]) -> Float[Tensor, "images dim"]:
         """Encode pictures: the averaged features that the three answers are read from."""
-        rows = [self.network.base_model(pixels).pooler_output.flatten(1) for pixels in _batches(images)]
+        rows = [self.network.base_model(pixels).pooler_output.flatten(1) for pixels in batches(images, SIDE)]
         return torch.cat(rows) if rows else torch.zeros(0, self.network.config.hidden_sizes[-1])
 
 
-def _batches(images: Sequence[ImageLike]) -> Iterator[Float[Tensor, "n 3 side side"]]:
+def folder_of(part: str, called: str, folder: str | Path | None) -> str:
+    """Where a network that judges pictures is: the given folder, or that part of ``tiny-scenes``.
+
+    Raises ``FileNotFoundError`` if there is no such folder.
+    """
+    location = find_part(find_model(DEFAULT), part) if folder is None else str(folder)
+    if location is None or not Path(location).is_dir():
+        where = DEFAULT if folder is None else folder
+        raise FileNotFoundError(f"There is no {called} in {where}; `python -m experiments.training.{part}` trains one.")
+    return location
+
+
+def batches(images: Sequence[ImageLike], side: int) -> Iterator[Float[Tensor, "n 3 side side"]]:
+    """Pictures of any size, some at a time, at the world's size and then shrunk to ``side``, in [-1, 1]."""
     images = check_list("images", images, LIMITS["images"])
     for first in range(0, len(images), BATCH_SIZE):
         pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])
-        yield rearrange(torch.from_numpy(shrink(pixels)), "n height width rgb -> n rgb height width") / 127.5 - 1
+        yield rearrange(torch.from_numpy(shrink(pixels, side)), "n height width rgb -> n rgb height width") / 127.5 - 1
 
 
 def split(logits: Float[Tensor, "n classes"]) -> dict[str, Float[Tensor, "n names"]]:

@@ -5,7 +5,7 @@ drew the picture from, so that a picture can be compared with the truth about a 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ..checkpoints import DEFAULT, find_model, find_part, load_part
-from ..checks import LIMITS, check_list
-from ..images import ImageLike, resize
+from ..checkpoints import load_part
+from ..images import ImageLike
+from .judge import batches, folder_of
 from .palettes import SLOTS
 from .scene import SEGMENTS, SIZE, Scene, Style, render
 from .vocabulary import STYLES
@@ -44,7 +44,6 @@ FOLDS = {"halftone": 4}  # turns of the angle that look the same: a lattice has 
 CELLS = 64  # the map of slots has 64 x 64 cells
 UNSURE = 255  # a cell that two slots share
 LEVELS = 3  # of the network: cells of 4, 8 and 16 pixels
-BATCH_SIZE = 32
 
 
 def shown_parameters(style: Style) -> dict[str, float]:
@@ -219,28 +218,15 @@ class Reader:
 
         Raises ``FileNotFoundError`` if there is no such folder, ``ValueError`` if it holds no reader.
         """
-        location = find_part(find_model(DEFAULT), "texture") if folder is None else str(folder)
-        if location is None or not Path(location).is_dir():
-            where = DEFAULT if folder is None else folder
-            raise FileNotFoundError(
-                f"There is no reader in {where}; `python -m experiments.training.texture` trains one."
-            )
-        return cls(load_part(ReaderNetwork, location))
+        return cls(load_part(ReaderNetwork, folder_of("texture", "reader", folder)))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[ImageLike]) -> Reading:
         """Read pictures of any size."""
         slots, styles, numbers = [], [], []
-        for pixels in _batches(images):
+        for pixels in batches(images, SIZE):
             maps, names, rows = self.network(pixels.to(self.network.device))
             slots.append(maps.argmax(dim=1).to(torch.uint8).cpu())
             styles.append(names.argmax(dim=1).cpu())
             numbers.append(rows.cpu())
         return Reading(torch.cat(slots).numpy(), torch.cat(styles).numpy(), torch.cat(numbers).double().numpy())
-
-
-def _batches(images: Sequence[ImageLike]) -> Iterator[Float[Tensor, "n 3 height width"]]:
-    images = check_list("images", images, LIMITS["images"])
-    for first in range(0, len(images), BATCH_SIZE):
-        pixels = np.stack([np.asarray(resize(image, SIZE)) for image in images[first : first + BATCH_SIZE]])
-        yield rearrange(torch.from_numpy(pixels), "n height width rgb -> n rgb height width") / 127.5 - 1
