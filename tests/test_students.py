@@ -31,6 +31,11 @@ def test_cells_are_found_by_exercise_also_when_two_begin_in_one_text():
     assert [one.source for one in found["1.2"]] == ["**1.2** (core) B.", "b = 2"]
 
 
+def test_an_exercise_ends_at_the_next_heading_also_within_its_text():
+    found = students.by_exercise(notebook("**1.1** A.\n\n## References\n\nThe paper.", "a = 1"))
+    assert [one.source for one in found["1.1"]] == ["**1.1** A."]
+
+
 def test_a_solution_falls_into_what_is_given_the_answer_and_its_check():
     cells = [
         "base = 2",
@@ -42,8 +47,33 @@ def test_a_solution_falls_into_what_is_given_the_answer_and_its_check():
     assert again.startswith("def half(x)") and again.endswith("check(f(4), 2)")  # plot is nobody's check
 
 
+def test_an_answer_holds_what_its_stub_names_and_no_more():
+    _, answer, again = students.split_solution(
+        ["def f(x): return x\n\nx = 1\ncheck(f(x), 1)"], students.defined("def f(x): ...")
+    )
+    assert answer == "def f(x): return x" and again == "x = 1\ncheck(f(x), 1)"
+
+
 def test_names_that_a_check_needs_from_elsewhere_are_seen():
     assert students.missing("a = [b for b in c]\nprint(f(a, d))", "import c\ndef f(x): ...") == {"d"}
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "answer", "again", "names"),
+    [
+        ("f(common)", "a = common", "def f(x): return common", "f(a)", set()),
+        ("f(of_the_lesson)", "", "", "", {"of_the_lesson"}),
+        ("f(x)", "", "", "", {"x"}),  # an argument of the stub is nobody else's
+        ("f(earlier(1))", "", "", "", {"earlier"}),  # answered by nobody, perhaps
+        ("f(1)", "", "", "f(seen)", {"seen"}),  # a check that raises leaves nothing behind
+        ("f(1)", "a = lost", "", "f(a)", {"lost"}),
+        ("f(1)", "", "def f(x): return helper(x)", "f(1)", {"helper"}),
+    ],
+)
+def test_an_exercise_may_use_what_a_class_has_and_no_earlier_answer(check, given, answer, again, names):
+    first = students.Exercise("1.1", "", "def earlier(y): ...", "seen = 1", "", "def earlier(y): ...\nhelper = 1")
+    second = students.Exercise("1.2", "", "def f(x): ...", check, given, answer, again)
+    assert list(students.lacking("common = 1", [first, second])) == ([(second, names)] if names else [])
 
 
 def test_a_hidden_check_leaves_an_answers_own_names_alone():
@@ -62,30 +92,34 @@ def test_points_follow_the_level_that_an_exercise_names(first, points):
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_every_exercise_has_an_answer_and_two_checks_that_know_all_their_names(lesson):
+def test_every_exercise_is_checked_as_in_its_lesson_and_once_more(lesson):
     _, found = students.exercises(lesson)
     assert found, "a lesson without exercises"
-    cells, known = students.source_notebook(lesson).cells, ""
-    for cell in cells:
-        if cell.cell_type == "code":
-            assert not students.missing(cell.source, known), cell.source
-            known += f"\n{cell.source}"
-    marks = {cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader for cell in cells}
-    assert len(marks) == len(cells)
+    source = students.source_notebook(lesson).cells
+    cells = {cell.metadata.nbgrader.grade_id: cell for cell in source}
+    assert len(cells) == len(source)
     for exercise in (one for one in found if one.stub):
-        key = exercise.number.replace(".", "-")
-        assert marks[f"check-{key}"].points == marks[f"hidden-{key}"].points == exercise.points
-    assert all(marks[name].locked != name.startswith("answer-") for name in marks)
+        seen, again = (cells[f"{kind}-{exercise.number.replace('.', '-')}"] for kind in ("check", "hidden"))
+        assert seen.source == exercise.check and exercise.check != exercise.again
+        assert seen.metadata.nbgrader.points == again.metadata.nbgrader.points == exercise.points
+    assert all(cell.metadata.nbgrader.locked != name.startswith("answer-") for name, cell in cells.items())
 
 
-def test_an_exercise_without_a_solution_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("solution", "fault"),
+    [
+        ("g = 1", "needs a check, and a solution that defines"),
+        ("def f(): ...\nassert f() == 1", "uses a, which belongs"),
+    ],
+)
+def test_an_exercise_that_cannot_be_checked_is_named(tmp_path, solution, fault):
     for folder, cells in (
-        (tmp_path, ["**1.1** A", "def f(): ...", "f()"]),
-        (tmp_path / "solutions", ["**1.1** A", "g = 1"]),
+        (tmp_path, ["**1.1** A", "def f(): ...", "check(f(), a)"]),
+        (tmp_path / "solutions", ["first = 0", "check = print", "**1.1** A", solution]),
     ):
         folder.mkdir(exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=notebook(*cells)), folder / "00_a.ipynb")
-    with pytest.raises(ValueError, match=r"00_a.ipynb: exercise 1.1 needs a solution"):
+    with pytest.raises(ValueError, match=f"00_a.ipynb: exercise 1.1 {fault}"):
         students.exercises(tmp_path / "00_a.ipynb")
 
 

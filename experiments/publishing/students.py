@@ -34,6 +34,7 @@ COURSE = ROOT / "build" / "students"
 GRADER = ROOT / "build" / "grader" / "bin" / "python"
 SECONDS = 120  # that a cell may take
 EXERCISE = re.compile(r"^\*\*(\d+\.\d+)\b", re.MULTILINE)
+HEADING = re.compile(r"^#+ ", re.MULTILINE)
 POINTS = {"warm-up": 1, "core": 2, "stretch": 3}  # by the level that an exercise names
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
 STRICT = """
@@ -82,11 +83,12 @@ def by_exercise(cells: Sequence[nbformat.NotebookNode]) -> dict[str, list[nbform
         if cell.cell_type == "markdown":
             starts = list(EXERCISE.finditer(cell.source))
             for start, end in zip(starts, [*(one.start() for one in starts[1:]), None], strict=False):
-                number = start[1]
-                found[number] = [nbformat.v4.new_markdown_cell(cell.source[start.start() : end].strip())]
+                text, *more = HEADING.split(cell.source[start.start() : end])
+                found[start[1]] = [nbformat.v4.new_markdown_cell(text.strip())]
+                number = None if more else start[1]
             if starts:
                 continue
-            if re.match(r"#+ ", cell.source):
+            if HEADING.match(cell.source):
                 number = None
         if number is not None:
             found[number].append(cell)
@@ -130,6 +132,11 @@ def statements(source: str) -> Iterator[tuple[str, set[str]]]:
         start = node.end_lineno or 0
 
 
+def defined(source: str) -> set[str]:
+    """The names that some code's own statements give a value to: no arguments, and nothing inside a function."""
+    return {name for _, names in statements(source) for name in names}
+
+
 def split_solution(sources: Sequence[str], wanted: set[str]) -> tuple[str, str, str]:
     """What a solution sets up, its answer (up to the last of the names of the stub), and its check.
 
@@ -159,13 +166,32 @@ def exercises(lesson: Path) -> tuple[str, list[Exercise]]:
     found = []
     for number, cells in by_exercise(nbformat.read(lesson, as_version=4).cells).items():
         text, (stub, check, *_) = cells[0].source, [*code_of(cells), "", ""]
-        given, answer, again = split_solution(solutions.get(number, []), bound(stub)) if stub else ("", "", "")
-        if stub and not (answer and again):
+        given, answer, again = split_solution(solutions.get(number, []), defined(stub)) if stub else ("", "", "")
+        if stub and not (check and answer and again):
             raise ValueError(
-                f"{lesson.name}: exercise {number} needs a solution that defines what its stub does and checks it."
+                f"{lesson.name}: exercise {number} needs a check, and a solution that defines what its stub does and "
+                "checks it."
             )
         found.append(Exercise(number, text, stub, check, given, answer, again))
-    return "\n\n".join(code_of(solved[:begin])[1:]), found
+    opening = "\n\n".join(code_of(solved[:begin])[1:])
+    for exercise, names in lacking(opening, found):
+        raise ValueError(
+            f"{lesson.name}: exercise {exercise.number} uses {', '.join(sorted(names))}, which belongs into the first "
+            "cells of the solutions: a class has those, and neither the lesson nor the answers to earlier exercises."
+        )
+    return opening, found
+
+
+def lacking(opening: str, found: Iterable[Exercise]) -> Iterator[tuple[Exercise, set[str]]]:
+    """Each exercise that uses names which a class does not have, or has only with an earlier answer; and the names."""
+    known = f"{first_cell('')}\n{opening}"
+    for exercise in found:
+        before = f"{known}\n{exercise.given}"
+        checks = missing(exercise.check, before) | missing(exercise.again, before)
+        names = missing(exercise.given, known) | missing(exercise.answer, before) | (checks - defined(exercise.stub))
+        if names:
+            yield exercise, names
+        known = before
 
 
 # --- writing what nbgrader reads --------------------------------------------------------------------------------
@@ -187,25 +213,21 @@ def marked(cell: nbformat.NotebookNode, name: str, points: int | None = None, *,
     return cell
 
 
-def in_function(name: str, code: str) -> str:
-    """Code as a function that is called once, so that its names do not replace those of an answer."""
-    return f"def {name}():\n{textwrap.indent(code, '    ')}\n\n\n{name}()"
-
-
 def hidden(exercise: Exercise) -> str:
-    """The code of a hidden check: the solutions' own, with random numbers drawn anew."""
+    """The code of a hidden check: the solutions' own, with random numbers drawn anew.
+
+    It is a function that is called once, so that its names do not replace those of an answer.
+    """
     code = f"import numpy, torch\n\nnumpy.random.seed(1), torch.manual_seed(1)\n{exercise.again}"
     return (
         "# Here your answer is checked once more, on other numbers.\n"
-        f"### BEGIN HIDDEN TESTS\n{in_function('check_again', code)}\n### END HIDDEN TESTS"
+        f"### BEGIN HIDDEN TESTS\ndef check_again():\n{textwrap.indent(code, '    ')}\n\n\ncheck_again()\n"
+        "### END HIDDEN TESTS"
     )
 
 
-def exercise_cells(exercise: Exercise, known: str, address: str) -> Iterator[nbformat.NotebookNode]:
-    """The cells of one exercise; ``known`` is the code before it.
-
-    Where the lesson's check needs more of the lesson than the solutions set up, a class sees the solutions' check.
-    """
+def exercise_cells(exercise: Exercise, address: str) -> Iterator[nbformat.NotebookNode]:
+    """The cells of one exercise: text, what is given, a place for the answer, and the two checks."""
     key = exercise.number.replace(".", "-")
     text = LINK.sub(rf"]({address}/blob/{BRANCH}/notebooks/\1)", exercise.text)
     yield marked(nbformat.v4.new_markdown_cell(text), f"text-{key}")
@@ -216,9 +238,7 @@ def exercise_cells(exercise: Exercise, known: str, address: str) -> Iterator[nbf
         return
     answer = f"{exercise.stub}\n### BEGIN SOLUTION\n{exercise.answer}\n### END SOLUTION"
     yield marked(nbformat.v4.new_code_cell(answer), f"answer-{key}", answer=True)
-    enough = exercise.check and not missing(exercise.check, f"{known}\n{exercise.given}\n{exercise.stub}")
-    visible = exercise.check if enough else in_function("check_answer", exercise.again)
-    yield marked(nbformat.v4.new_code_cell(visible), f"check-{key}", exercise.points)
+    yield marked(nbformat.v4.new_code_cell(exercise.check), f"check-{key}", exercise.points)
     yield marked(nbformat.v4.new_code_cell(hidden(exercise)), f"hidden-{key}", exercise.points)
 
 
@@ -233,7 +253,7 @@ def source_notebook(lesson: Path) -> nbformat.NotebookNode:
         marked(nbformat.v4.new_code_cell(f"{begin}\n{STRICT}".strip()), "begin"),
     ]
     for exercise in found:
-        cells += exercise_cells(exercise, "\n".join(code_of(cells)), address)
+        cells += exercise_cells(exercise, address)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
