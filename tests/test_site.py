@@ -62,6 +62,12 @@ def test_an_unknown_widget_leaves_its_text():
     assert output.data == {"text/plain": "VBox(...)"}
 
 
+def test_a_bar_that_has_gone_leaves_nothing():
+    gone = ("LayoutModel", {"visibility": "hidden"})
+    bar = ("HBoxModel", {"children": [], "layout": "IPY_MODEL_gone"})
+    assert with_still_widgets(widget_of({"top": bar, "gone": gone})).cells[0].outputs == []
+
+
 # --- links ---------------------------------------------------------------------------------------------------
 
 

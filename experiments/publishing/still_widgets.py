@@ -20,10 +20,12 @@ def with_still_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode
 
 
 def still_output(output: nbformat.NotebookNode, models: Models) -> list[nbformat.NotebookNode]:
-    """One output, or what stands for it if it is a widget; a widget of which nothing is known keeps its text."""
+    """What stands for an output: dials for a widget, its text where nothing is known of it, nothing once hidden."""
     view = output.get("data", {}).pop(VIEW, None)
     if view is None:
         return [output]
+    if hidden(models.get(view["model_id"]), models):  # such as a progress bar that has done its work
+        return []
     found = parts(view["model_id"], models)
     dials = "".join(dial(model["model_name"], model["state"], models) for model in found)
     held = [nbformat.from_dict(one) for model in found for one in model["state"].get("outputs", ())]
@@ -36,10 +38,16 @@ def still_output(output: nbformat.NotebookNode, models: Models) -> list[nbformat
 def parts(name: str, models: Models) -> list[dict]:
     """The widgets that a widget consists of, boxes opened, those that are not shown left out."""
     model = models.get(name.removeprefix("IPY_MODEL_"))
-    if model is None or _part(model["state"].get("layout"), models).get("display") == "none":
+    if model is None or hidden(model, models):
         return []
     children = model["state"].get("children")
     return [model] if children is None else [one for child in children for one in parts(child, models)]
+
+
+def hidden(model: dict | None, models: Models) -> bool:
+    """Whether a widget's own layout hides it."""
+    layout = _part(model["state"].get("layout"), models) if model else {}
+    return layout.get("display") == "none" or layout.get("visibility") == "hidden"
 
 
 def dial(kind: str, state: dict, models: Models) -> str:
