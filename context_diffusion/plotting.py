@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import Tensor
 
 from .checks import check_count, check_number, shown
@@ -20,7 +21,7 @@ from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
 from .signatures import checked
 
-MOST_INSIDE = 6  # curves whose names fit into the picture; more go beside it
+MOST_INSIDE = 3  # curves whose names fit into the picture; more go beside it
 STYLE = {
     "figure.dpi": 100,
     "savefig.bbox": "tight",
@@ -155,16 +156,33 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
 
 @checked
 def lines(
-    series: Mapping[str, Sequence[float]], x: Sequence[float] | None = None, *, xlabel: str = "", ylabel: str = ""
+    series: Mapping[str, Sequence[float]],
+    x: Sequence[float] | None = None,
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
 ) -> Figure:
-    """Plot named curves over a common ``x``, by default their index."""
+    """Plot named curves over a common ``x``, by default their index.
+
+    ``log`` makes both axes logarithmic, with every point marked, its ``x`` written below it, and plain numbers on the
+    left; raises ``ValueError`` where a number is not positive.
+    """
+    if log and (x is None or not all(number > 0 for values in (x, *series.values()) for number in values)):
+        raise ValueError("Logarithmic axes need an x, and positive numbers only.")
     for name, values in series.items():
         if x is not None and len(values) != len(x):
             raise ValueError(f"Each curve has a value for each of the {len(x)} x; {name!r} has {len(values)}.")
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     for (name, values), color in zip(series.items(), _colors(len(series)), strict=True):
-        axis.plot(range(len(values)) if x is None else x, values, label=name, color=color)
+        axis.plot(range(len(values)) if x is None else x, values, "o-" if log else "-", label=name, color=color)
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        axis.loglog()
+        axis.set_xticks(x, [f"{number:g}" for number in x])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.minorticks_off()
     if len(series) > 1:
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small"}
         axis.legend(**beside if len(series) > MOST_INSIDE else {})

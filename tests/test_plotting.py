@@ -98,6 +98,18 @@ def test_heatmap_writes_its_numbers_and_lines_their_names():
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 5]
 
 
+def test_logarithmic_axes_write_plain_numbers_that_do_not_overlap():
+    figure = lines({"a": [0.3, 0.03], "b": [2, 0.1]}, [5, 20], log=True)
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["5", "20"]
+    assert {"0.1", "1"} <= {text.get_text() for text in axis.get_yticklabels()}
+    assert not axis.xaxis.get_minorticklocs().size and (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    for wrong in ({"series": {"a": [1, 0]}, "x": [1, 2]}, {"series": {"a": [1, 2]}}):
+        with pytest.raises(ValueError, match="positive"):
+            lines(**wrong, log=True)
+
+
 def test_saving_a_figure_is_all_or_nothing(tmp_path, monkeypatch):
     path = save_figure(show(RED), tmp_path / "a" / "f.png")
     assert Image.open(path).width > 50
