@@ -177,7 +177,7 @@ def lines(
     for (name, values), color in zip(series.items(), _colors(len(series)), strict=True):
         axis.plot(range(len(values)) if x is None else x, values, "o-" if log else "-", label=name, color=color)
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    if log:
+    if log and x is not None:
         axis.loglog()
         axis.set_xticks(x, [f"{number:g}" for number in x])
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
