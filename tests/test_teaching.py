@@ -1,23 +1,34 @@
 """The teacher's pages: every lesson has its week and its minutes, every word and symbol a lesson that uses it."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
+from myst_parser.slugs import github_slugify
 
 from experiments.publishing import minutes
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 LESSONS = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-LINK = re.compile(r"\[(\d\d)[^\]]*\]\(\.\./notebooks/([\w.]+)\)")
+LINK = re.compile(r"\[(\d\d)[^\]]*\]\(\.\./notebooks/([\w.]+)(?:#[^)]*)?\)")
+SECTION = re.compile(r"\]\(\.\./notebooks/([\w.]+)#([^)]+)\)")
 
 
 def words_of(lesson: str) -> str:
     """All text of a lesson."""
     cells = nbformat.read(ROOT / "notebooks" / lesson, as_version=4).cells
     return " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@cache
+def sections_of(lesson: str) -> set[str]:
+    """The address of each heading of a lesson, as the site makes it."""
+    cells = nbformat.read(ROOT / "notebooks" / lesson, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return {github_slugify(title) for title in re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)}
 
 
 def terms() -> list[tuple[str, str]]:
@@ -37,6 +48,21 @@ def test_a_term_links_to_a_lesson_that_uses_it(term, meaning):
     ((number, lesson),) = LINK.findall(meaning)
     assert lesson in LESSONS and lesson.startswith(number)
     assert term.lower() in words_of(lesson).lower()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_a_link_to_a_section_leads_to_a_heading(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    gone = [f"{lesson}#{place}" for lesson, place in SECTION.findall(text) if place not in sections_of(lesson)]
+    assert gone == []
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", text), "a control character, where a formula had a backslash"
+
+
+def test_every_term_and_most_weeks_name_a_section():
+    assert all(SECTION.search(meaning) for _, meaning in terms())
+    plan = (DOCS / "teaching.md").read_text(encoding="utf-8").partition("## Minutes")[0]
+    weeks = re.findall(r"^\| \d+ \|.*\| (.+?) \|$", plan, re.MULTILINE)
+    assert len(weeks) == 13 and sum(bool(SECTION.search(shorter)) for shorter in weeks) == 11  # two leave out a lesson
 
 
 @pytest.mark.parametrize(("symbol", "row"), symbols(), ids=lambda text: text[:20])
