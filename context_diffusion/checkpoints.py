@@ -220,14 +220,15 @@ def _resolution(folder: Path) -> int:
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """Take the device asked for if it is there; by default the GPU where there is one, else the CPU."""
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    there = {gpu.type: torch.accelerator.device_count(), "cpu": 1} if gpu else {"cpu": 1}
     if name is None:
-        return torch.device(next(kind for kind, count in there.items() if count))
+        return torch.device(next(iter(there)))
     if not isinstance(name, str | torch.device):
         raise TypeError(f"A device is a word such as 'cpu' or 'cuda:0', not {shown(name)}.")
     kind, _, number = str(name).partition(":")
     if not (number or "0").isdecimal() or not int(number[:9] or "0") < there.get(kind, 0) or str(name).endswith(":"):
-        usable = " or ".join(repr(known) for known, count in there.items() if count)
+        usable = " or ".join(repr(known) for known in there)
         raise ValueError(f"There is no device {shown(str(name))} here; take {usable}.")
     return torch.device(name)
 
