@@ -29,6 +29,13 @@ def test_sections_go_right_what_no_longer_fits_goes_down_and_some_are_left_out()
     assert kinds(*cells) == ["slide", "skip", "slide", "-", "subslide", "subslide", "skip", "skip"]
 
 
+def test_a_text_stays_with_the_code_that_it_announces():
+    filling, text, short = code("a\n" * 12), markdown("So:"), code("a = 1\nb = 2")
+    assert kinds(markdown("# T"), filling, text, short) == ["slide", "subslide", "subslide", "-"]
+    assert kinds(markdown("# T"), filling, markdown("So."), short) == ["slide", "subslide", "-", "subslide"]
+    assert kinds(markdown("# T"), text, code("a\n" * 17)) == ["slide", "-", "subslide"]
+
+
 def test_no_text_is_lost_where_a_long_one_is_divided():
     text = "\n\n".join(f"{number} " + "word " * 60 for number in range(12)) + "\n\n### Next\n\nend"
     parts = [cell.source for cell in slides.split_texts([markdown(text)])]
@@ -54,8 +61,13 @@ LOOK = """(async () => {
     const box = slide.getBoundingClientRect();
     const ends = [...slide.querySelectorAll("img")].map(one => one.getBoundingClientRect().bottom);
     const inside = ends.every(end => end <= innerHeight + 1);
-    if (box.bottom > innerHeight + 1 || box.right > innerWidth + 1 || !inside || slide.style.zoom < 0.55)
-      seen.push([h, v, slide.style.zoom, box.bottom, box.right]);
+    const cut = [...slide.querySelectorAll("*")].filter(one => getComputedStyle(one).overflowX !== "visible" &&
+      !one.closest("mjx-container") && one.clientWidth && one.scrollWidth > one.clientWidth + 1);
+    const wide = [...slide.querySelectorAll("pre, table")].some(
+      one => one.getBoundingClientRect().left + one.scrollWidth * slide.style.zoom > innerWidth + 1);
+    const small = slide.style.zoom < 0.7;
+    if (box.bottom > innerHeight + 1 || box.right > innerWidth + 1 || !inside || cut.length || wide || small)
+      seen.push([h, v, slide.style.zoom, box.bottom, box.right, cut.length, wide]);
   }
   return seen;
 })()"""

@@ -4,9 +4,12 @@ import csv
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 
+import context_diffusion as cd
 from experiments.publishing import students
 
 LESSONS = sorted(students.FOLDER.glob("*.ipynb"))
@@ -121,6 +124,44 @@ def test_an_exercise_that_cannot_be_checked_is_named(tmp_path, solution, fault):
         nbformat.write(nbformat.v4.new_notebook(cells=notebook(*cells)), folder / "00_a.ipynb")
     with pytest.raises(ValueError, match=f"00_a.ipynb: exercise 1.1 {fault}"):
         students.exercises(tmp_path / "00_a.ipynb")
+
+
+# --- as a kernel runs them ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A function that runs cells in one space of names and returns which of them raised nothing."""
+    monkeypatch.setattr(cd.notebook, "check", cd.notebook.check)  # the copies make it strict
+    dtype, space = torch.get_default_dtype(), {"__name__": "__main__"}
+
+    def passed(*cells: str) -> list[bool]:
+        found = []
+        for cell in cells:
+            try:
+                exec(cell, space)
+                found.append(True)
+            except Exception as error:  # of the answer or of its check: that is what marking is about
+                print(f"{type(error).__name__}: {error}")
+                found.append(False)
+        return found
+
+    yield passed
+    torch.set_default_dtype(dtype)
+    plt.close("all")
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_an_answer_earns_its_own_points_though_all_before_it_are_missing(kernel, lesson):
+    """The checks of each exercise refuse its stub and take its answer, after nothing but stubs."""
+    opening, found = students.exercises(lesson)
+    assert kernel(students.first_cell(ADDRESS), opening + students.STRICT) == [True, True]
+    for exercise in (one for one in found if one.stub):
+        checks = exercise.check, students.hidden(exercise)
+        assert kernel(exercise.given, exercise.stub, *checks) == [True, True, False, False], exercise.number
+        assert kernel(exercise.answer, *checks) == [True, True, True], exercise.number
+        kernel(exercise.stub)
 
 
 # --- marked by nbgrader ---------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from .flow import check_source, noised_flow_reference, one_each
 from .reference_pass import without_ip_adapter
 from .trajectory import Trajectory, describe_model
 
-Latents = Float[Tensor, "references channels height width"]
+Latents = Float[Tensor, "..."]  # of a pipeline (references, channels, height, width); the equations take any shape
 Predict = Callable[[Latents, float, float], Latents]  # of latents, their time step and its alpha_bar
 
 
@@ -167,7 +167,7 @@ def invert_latents(
     *,
     velocity: bool = False,
     on_step: Callable[[], Any] = lambda: None,
-) -> Float[Tensor, "levels references channels height width"]:
+) -> Float[Tensor, "levels ..."]:
     """Climb from the clean latents to the noise, level by level.
 
     ``predict(z, timestep, alpha_bar)`` returns the noise in z, or with ``velocity=True`` its velocity. Raises

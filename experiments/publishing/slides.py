@@ -29,7 +29,7 @@ from .site import SITE, copy_mathjax, with_outputs
 
 SLIDES = ROOT / "build" / "slides"
 REVEAL = ROOT / "build" / "revealjs" / "sphinx_revealjs" / "_static" / "revealjs"  # `make slides` puts it there
-LINES, WIDTH = 19, 95  # what a slide holds
+LINES, WIDTH = 18, 85  # what a slide holds
 PART = re.compile(r"\n(?=#{1,3} )")
 LINK = re.compile(r"(?<!!)(\[(?:[^\[\]]|\[[^\]]*\])*\])\((?![a-z]+:|#)([^)\s]+)\)")
 PICTURE = re.compile(r"(!\[[^\]]*\])\(\.\./(figures/[^)\s]+)\)")
@@ -86,15 +86,20 @@ def shown(cell: nbformat.NotebookNode) -> int:
 
 
 def with_slides(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Say for each cell where it is shown: a slide to the right, a slide below, on the one before it, or nowhere."""
+    """Say for each cell where it is shown: a slide to the right, a slide below, on the one before it, or nowhere.
+
+    A text that ends in a colon stays with the code that it announces, if one slide can hold both.
+    """
     first, left_out, filled = FIRST_CELL.partition("\n")[0], False, 0
-    for cell in notebook.cells:
+    for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        announces = following is not None and cell.cell_type == "markdown" and cell.source.rstrip().endswith(":")
+        together = shown(cell) + shown(following) if announces else 0
         heading = cell.cell_type == "markdown" and re.match(r"#{1,2} ", cell.source)
         if heading:
             left_out = bool(LEFT_OUT.match(cell.source))
         if left_out or cell.source.startswith(first):
             kind = "skip"
-        elif heading or filled + shown(cell) > LINES:
+        elif heading or filled + (shown(cell) if together > LINES else max(together, shown(cell))) > LINES:
             kind, filled = "slide" if heading else "subslide", shown(cell)
         else:
             kind, filled = "-", filled + shown(cell)
@@ -129,7 +134,8 @@ def copy_assets(folder: Path) -> None:
     """Put reveal.js and MathJax beside the pages. Raises ``FileNotFoundError`` without reveal.js."""
     if not REVEAL.is_dir():
         raise FileNotFoundError("reveal.js is not here yet: run `make slides`, which gets it.")
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("reveal", "mathjax"):  # figures stay: other lessons' pages show them
+        shutil.rmtree(folder / part, ignore_errors=True)
     others = [path.name for path in (REVEAL / "dist" / "theme").glob("*.css") if path.stem != THEME]  # they fetch fonts
     shutil.copytree(REVEAL / "dist", folder / "reveal" / "dist", ignore=shutil.ignore_patterns("*.map", *others))
     shutil.copytree(REVEAL / "plugin" / "notes", folder / "reveal" / "plugin" / "notes")
