@@ -41,7 +41,7 @@ def read_folder(folder: str | Path, caption: str) -> tuple[list[Path], list[str]
     """The pictures of a folder, sorted by name, and the caption of each; refuses pictures that cannot be read."""
     folder, caption = as_path(folder, "images"), check_text("caption", caption).strip()
     if not folder.is_dir():
-        raise FileNotFoundError(f"--images must be a folder of pictures; {folder} is not a folder.")
+        raise FileNotFoundError(f"The pictures must be a folder of files; {folder} is not a folder.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}).")
@@ -55,11 +55,16 @@ def read_folder(folder: str | Path, caption: str) -> tuple[list[Path], list[str]
 
 
 def read_caption(file: Path, otherwise: str) -> str:
-    """The text of a file, or another text where there is no such file."""
+    """The text of a file, or another text where there is no such file; raises ``ValueError`` for an empty one."""
+    if not file.is_file():
+        return otherwise
     try:
-        return check_text(file.name, file.read_text(encoding="utf-8-sig")).strip() if file.is_file() else otherwise
+        text = check_text(file.name, file.read_text(encoding="utf-8-sig")).strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it in that encoding.") from error
+    if not text:
+        raise ValueError(f"{file.name} is empty: write the caption of the picture beside it into it, or delete it.")
+    return text
 
 
 def finetune(

@@ -2,15 +2,21 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dying import contents, died, moments
 from PIL import Image
 from worlds import hub_folder, judged_folder, scenes_folder
 
+from context_diffusion.commands import run_command
+from context_diffusion.files import ROOT
 from context_diffusion.scenes import STYLES
 from experiments.evaluation import harness
 from experiments.evaluation.bench import Bench
@@ -110,6 +116,7 @@ def test_a_folder_is_captioned_by_a_table_or_by_texts(tmp_path):
             "a caption of 'c.png', which is not among the pictures; did you mean 'a.png'",
         ),
         ("", "a.png has none in captions.toml"),
+        ('[captions]\n"a.png" = ", ink wash"', "what the picture shows, then its style"),
     ],
 )
 def test_captions_that_will_not_do_are_refused_in_a_sentence(tmp_path, text, sentence):
@@ -226,12 +233,18 @@ def test_what_a_method_does_wrong_is_told_in_a_sentence(tmp_path, body, sentence
         ("no_such_module:mine", "there is no module 'no_such_module'"),
         ("experiments.evaluation.styles.example:tint", "has no 'tint'; did you mean 'tinted'"),
         ("experiments.evaluation.styles.tasks:MOST", "A method is called with (pipe, task, **sampling)"),
-        ("experiments.evaluation.styles.methods:lora", "unknown"),
+        ("builtins:print", "print takes (*args, sep"),
+        ("def mine(pipe, task): return []", "mine takes (pipe, task): got an unexpected keyword"),
+        ("def mine(pipe, task, *, scale, **sampling): return []", "missing a required argument: 'scale'"),
+        ("def mine(", "cannot be imported: SyntaxError"),
+        ("import no_such_thing", "imports 'no_such_thing', which is not installed here"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
     ],
 )
-def test_a_method_that_is_not_there_is_told_before_anything_is_loaded(tmp_path, word, sentence, capsys):
-    if sentence == "unknown":
-        word, sentence = f"{write_method(tmp_path, 'return (', 'broken.py')}:mine", "cannot be imported: SyntaxError"
+def test_a_method_that_will_not_do_is_told_before_anything_is_loaded(tmp_path, word, sentence, capsys):
+    if " " in word:
+        (tmp_path / "mine.py").write_text(word)
+        word = f"{tmp_path / 'mine.py'}:mine"
     with pytest.raises(SystemExit) as end:
         harness.main(["methods", "--method", word, "--work", str(tmp_path)])
     said = capsys.readouterr().err
@@ -250,6 +263,36 @@ def test_the_command_line_refuses_rows_and_references_in_a_sentence(tmp_path, ca
             harness.main(["methods", *arguments, "--work", str(tmp_path)])
         said = capsys.readouterr().err
         assert sentence in said and said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        harness.main(["blends", "--references", str(tmp_path), "--work", str(tmp_path)])
+    assert "--references is of methods and references; blends would not heed it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["methods", "references"])
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "holds no picture"),
+        ({"a.png": b"words"}, "a.png has no image format"),
+        ({"a.png": None}, "a.png has none in captions.toml"),
+        ({"a.png": None, "a.txt": b""}, "a.txt is empty"),
+        (
+            {"a.png": None, "captions.toml": b'[captions]\n"b.png" = "a fox"'},
+            "'b.png', which is not among the pictures",
+        ),
+    ],
+)
+def test_a_folder_that_will_not_do_is_told_before_anything_is_loaded(tmp_path, protocol, files, sentence, capsys):
+    folder, work = tmp_path / "pictures", tmp_path / "work"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content or b"")
+        if content is None:
+            Image.new("RGB", (8, 8)).save(folder / name)
+    with pytest.raises(SystemExit):
+        harness.main([protocol, "--references", str(folder), "--work", str(work)])
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and "--images" not in said and not work.exists()
 
 
 # --- what is drawn anew -----------------------------------------------------------------------------------
@@ -285,6 +328,51 @@ def test_one_more_method_draws_that_method_alone(tmp_path, capsys):
     methods_asked(tmp_path, *only, "--only", "mine", "--method", f"{file}:mine")
     assert len(marks(tmp_path)) == 16
     assert "nan" not in (tmp_path / "out" / "methods-scores.csv").read_text().lower()
+
+
+STATEFUL = (methods.LORA, methods.NVQG, methods.ONLY, methods.CONTEXTS, methods.NEAR)  # they change most on the way
+SPLIT = ["--limit", "3", "--steps", "2", *(word for name in STATEFUL for word in ("--only", name))]
+
+
+@pytest.mark.slow
+def test_three_processes_and_killed_ones_make_the_bytes_of_one(tmp_path):
+    def asked(name: str) -> list[str]:
+        places = ["--work", str(tmp_path / name / "work"), "--out", str(tmp_path / name / "out")]
+        return ["methods", "--model", str(judged_folder()), *SPLIT, *places]
+
+    assert harness.main(asked("one")) == 0
+    killed = tmp_path / "killed" / "work" / "methods"
+    for moment in moments(7, 3, 3):
+        died(lambda: run_command(lambda: harness.main(asked("killed"))), 9, killed.exists, moment)
+    assert 0 < len(list(killed.rglob("*.png"))) < 3 * 4 * len(STATEFUL), "it was to die half-way"
+    assert harness.main(asked("killed")) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command = [*torchrun, "-m", "experiments.evaluation", *asked("three")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for other in ("killed", "three"):
+        assert contents(tmp_path / other / "work") == contents(tmp_path / "one" / "work"), other
+        for file in ("methods-units.csv", "methods-scores.md", "methods-papers.csv"):
+            assert (tmp_path / other / "out" / file).read_bytes() == (tmp_path / "one" / "out" / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xl", [False, True])
+def test_pictures_of_one_s_own_go_through_a_hub_s_model(tmp_path, xl, capsys):
+    """Every row that such a model has, on one captioned picture: a single unit, and no nan on any page."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.effect_noise((90, 60), 80).convert("RGB").save(pictures / "fuji.png")
+    (pictures / "captions.toml").write_text(
+        'prompts = ["a fox", "a bridge"]\n[captions]\n"fuji.png" = "a mountain, ink wash"'
+    )
+    found = methods_asked(tmp_path, "--references", str(pictures), "--batch-size", "1", model=hub_folder(xl))
+    rows = {number["name"].split(":")[0] for number in found["numbers"] if "seconds" in number["name"]}
+    assert methods.NVQG in rows and methods.BOTH not in rows and (methods.LORA in rows) != xl
+    assert "1 reference of pictures: fuji.png" in found["notes"][0] and "fuji.png" in capsys.readouterr().out
+    for page in (tmp_path / "out").glob("*.[mct]*"):
+        assert "nan" not in page.read_text().lower(), page.name
 
 
 @pytest.mark.slow

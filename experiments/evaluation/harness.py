@@ -105,11 +105,21 @@ def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
             raise ValueError(f"--{option.replace('_', '-')} is at least 1 and at most {most}; got {value}.")
     if asked.prompts is not None:
         load_prompts(asked.prompts)
+    names = chosen(asked.names)
+    check_takers(asked, names)
     if asked.method or asked.only or asked.references is not None:
         check_methods(asked)
     asked.work = check_output_folder(asked.work, "--work")
     asked.out = None if asked.out is None else as_path(asked.out, "--out")
-    return chosen(asked.names), find_model(asked.model)
+    return names, find_model(asked.model)
+
+
+def check_takers(asked: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse an option that none of the protocols asked for takes: it would be dropped without a word."""
+    for option in dict.fromkeys(one for own in OWN_OPTIONS.values() for one in own):
+        takers = [name for name, own in OWN_OPTIONS.items() if option in own]
+        if getattr(asked, option) and not {*takers} & {*names}:
+            raise ValueError(f"--{option} is of {' and '.join(takers)}; {' '.join(asked.names)} would not heed it.")
 
 
 def check_methods(asked: argparse.Namespace) -> None:

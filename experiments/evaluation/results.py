@@ -19,7 +19,10 @@ RATES = (
     "sun",
     "passes",
 )  # scores that are 0 or 1: their means stay in [0, 1], and so do the intervals
-_FROM_ZERO = ("palette distance", "slot palette", "texture", "softness")
+_FROM_ZERO = (
+    "palette distance", "slot palette", "texture", "period", "angle", "weight", "strength", "softness",
+    "diversity of pixels", "diversity of layouts",
+)  # fmt: skip
 ENDS = {"edge F1": (0, 1), "depth rank correlation": (-1, 1)} | dict.fromkeys(_FROM_ZERO, (0,))  # where the others end
 
 

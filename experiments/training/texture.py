@@ -9,6 +9,7 @@ an autoencoder are. What it reads of unseen scenes, and how far off, is printed 
 import itertools
 import signal
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -90,13 +91,15 @@ def reading_loss(network: ReaderNetwork, pixels: torch.Tensor, truth: dict[str, 
     )
 
 
-def errors(reader: Reader, unseen: int = UNSEEN) -> dict[str, list[float]]:
-    """How wrong the reader is about scenes that no training saw, one number for each scene.
+def errors(reader: Reader, unseen: int = UNSEEN, styles: Sequence[str] = STYLES) -> dict[str, list[float]]:
+    """How wrong the reader is about scenes of some ``styles`` that no training saw, one number for each scene.
 
     The share of cells in another slot; 1 for another style; and of each parameter that the scene shows, the error in
     deviations over draws, where to guess the mean is 0.87 off.
     """
     arrays = read_back(unseen, TinyScenes.HELD_OUT)
+    numbers = np.flatnonzero(np.isin(arrays["style"], [STYLES.index(name) for name in styles]))
+    arrays = {key: values[numbers] for key, values in arrays.items()}
     reading, sure = reader(list(arrays["pixels"])), arrays["slots"] != UNSURE
     wrong = reading.slots != arrays["slots"]
     off = {
@@ -104,8 +107,8 @@ def errors(reader: Reader, unseen: int = UNSEEN) -> dict[str, list[float]]:
         "style": (reading.styles != arrays["style"]).astype(float).tolist(),
         **{name: [] for name in PARAMETERS},
     }
-    for number, index in enumerate(arrays["style"]):
-        own = {name: values[number : number + 1] for name, values in reading.parameters(STYLES[index]).items()}
+    for row, (number, index) in enumerate(zip(numbers.tolist(), arrays["style"], strict=True)):
+        own = {name: values[row : row + 1] for name, values in reading.parameters(STYLES[index]).items()}
         for name, error in parameter_errors(own, TinyScenes.style(TinyScenes.HELD_OUT + number)).items():
             off[name].append(float(error[0]))
     return off

@@ -33,7 +33,7 @@ from .costs import clocked, peak_memory
 from .methods import PLAIN, Row, rows
 from .own import check_pictures, load_methods, seeded
 from .scores import CHEATED, HIGHER, LOWER, StyleScores
-from .tasks import Folder, World
+from .tasks import Folder, World, counted
 
 REAL = "real scenes, one style draw"
 DEVELOPED, TESTED, QUICK = 10, 24, 2  # tasks: each style once, each of twelve twice
@@ -77,7 +77,7 @@ class StyleMethods:
     def asked(self) -> str:
         """How much there is to draw, in a line."""
         pictures = sum(len(self.tasks.task(index).prompts) for index in range(self.tasks.count))
-        return f"{self.tasks.note()}; {len(self.rows)} methods, {len(self.rows) * pictures} pictures in all"
+        return f"{self.tasks.note()}; {counted(len(self.rows), 'method')}, {len(self.rows) * pictures} pictures in all"
 
     def about(self) -> dict:
         """The model, what each method is, and what each task shows."""
@@ -120,7 +120,7 @@ class StyleMethods:
             f"{self.tasks.note()}; {self.bench.steps} steps, guidance {self.bench.row.guidance_scale:g}; "
             "the task is the unit",
             "seconds: of the processor, from the references to the pictures; MB: of tensors, weights apart",
-            *foreign(self.bench), *self.scores.notes(),
+            weights(self.model()["model"], self.scores.about()), *foreign(self.bench), *self.scores.notes(),
         ])  # fmt: skip
         true = {name: {score: e for score, e in row.items() if score not in CHEATED} for name, row in table.items()}
         seen = {name: {score: e for score, e in row.items() if score in CHEATED} for name, row in table.items()}
@@ -169,6 +169,16 @@ class StyleMethods:
         pictures |= {name: [results.pictures(Unit(name, i))[0] for i in numbers] for name in self.settings}
         titles = [shorten(self.tasks.task(i).prompts[0], 15, placeholder=" ...") for i in numbers]
         report.sheets["pictures"] = labelled_sheet(pictures, titles, cell=96)
+
+
+def weights(drew: Mapping[str, str], scored: Mapping[str, str]) -> str:
+    """With which weights the numbers were made, by the digest of each part: others' are numbers of another model.
+
+    >>> weights({"unet": "14eb1d5cc13cada4"}, {"dino": "4e9494a5f934ea8f"})
+    'weights: drawn by unet 14eb1d5cc13cada4; scored by dino 4e9494a5f934ea8f'
+    """
+    told = [", ".join(f"{part} {one}" for part, one in parts.items()) for parts in (drew, scored)]
+    return f"weights: drawn by {told[0]}" + (f"; scored by {told[1]}" if told[1] else "")
 
 
 def chosen_rows(known: Iterable[str], only: Sequence[str]) -> list[str]:

@@ -52,12 +52,28 @@ def load_method(word: str) -> tuple[str, Row]:
     method = getattr(module, name)
     if not callable(method):
         raise TypeError(f"A method is called with (pipe, task, **sampling); {word} is {shown(method)}.")
+    check_signature(method, word)
     title = getattr(method, "name", name)
     if not isinstance(title, str) or not title.strip():
         raise TypeError(f"The name of a method is a text; that of {word} is {shown(title)}.")
-    file = Path(inspect.getsourcefile(module) or "")
+    file = Path(getattr(module, "__file__", None) or "")
     about = [title, hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else where]
     return title, Row(guarded(title, method), about)
+
+
+def check_signature(method: Method, word: str) -> None:
+    """Refuse what cannot be called as a method is; raises ``TypeError``. What has no signature, in C, is believed."""
+    try:
+        signature = inspect.signature(method)
+    except ValueError:
+        return
+    try:
+        signature.bind(None, None, num_inference_steps=1, guidance_scale=1.0)
+    except TypeError as error:
+        raise TypeError(
+            "A method is called with (pipe, task, **sampling), where sampling holds num_inference_steps and "
+            f"guidance_scale; {word} takes {signature}: {reason(error)}."
+        ) from None
 
 
 def import_from(where: str) -> ModuleType:
@@ -78,7 +94,7 @@ def import_from(where: str) -> ModuleType:
         if error.name and (where == error.name or where.startswith(f"{error.name}.")):
             raise FileNotFoundError(f"--method: there is no module {where!r} here; a file ends in .py.") from None
         raise ImportError(f"{where} imports {error.name!r}, which is not installed here.") from error
-    except Exception as error:  # other people's code: told in their file and line
+    except (Exception, SystemExit) as error:  # other people's code: told in their file and line
         raise ImportError(f"{where} cannot be imported: {told(error)}") from error
 
 
@@ -89,7 +105,7 @@ def guarded(name: str, method: Method) -> Method:
         before = state(pipe)
         try:
             found = method(pipe, task, **sampling)
-        except Exception as error:  # other people's code: told in their file and line
+        except (Exception, SystemExit) as error:  # other people's code: told in their file and line
             raise RuntimeError(f"The method {name!r} failed: {told(error)}") from error
         changed = [part for part, one in state(pipe).items() if one != before.get(part)]
         if changed:
@@ -102,10 +118,11 @@ def guarded(name: str, method: Method) -> Method:
     return draw
 
 
-def told(error: Exception) -> str:
-    """Say in one line what went wrong, and where."""
+def told(error: BaseException) -> str:
+    """Say in one line what went wrong, and where; a syntax error says the latter itself."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {reason(error)} ({where.filename}, line {where.lineno})"
+    place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+    return f"{type(error).__name__}: {reason(error)}{place}"
 
 
 def state(pipe) -> dict[str, object]:

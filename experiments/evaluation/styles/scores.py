@@ -15,8 +15,8 @@ Thrown away, because a cheat wins it or because it measures something else:
 - **DINO's cosine and the distance of palettes**, as proof of style: a plain picture that is given the reference's mean
   and spread of each channel comes near real further scenes, and the reference itself beats them. Both are kept, in
   ``CHEATED``, to be compared with papers.
-- **Diversity in DINO's features**, also of grey pictures: it tells styles apart, not contents, so that a set in four
-  styles is thirty times as diverse as real scenes in one.
+- **Diversity in DINO's features**: it tells styles apart, not contents. One scene in four styles is some fifty times
+  as diverse as scenes in one style, and still several times where all pictures are grey.
 - **Defects by the nearest real scene, as a scale**: in features of the judge neither blur nor copied colours show, and
   in DINO's a picture that is all stain is nearer than one that is half of it. They are shown, and do not count towards
   "passes".
@@ -62,7 +62,6 @@ HIGHER = (
     "passes", "style", "object", "background", "sun", "DINO", "CLIP, prompt", "diversity of pixels",
     "diversity of layouts",
 )  # fmt: skip
-RATES = ("passes", "style", "object", "background", "sun", "leakage")  # 0 or 1 for each picture
 CHEATED = ("DINO", "palette distance")
 TO_PASS = ("slot palette", "texture", "pixel copy", "layout copy")  # no more than the worst real further scene has
 

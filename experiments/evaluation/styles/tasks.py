@@ -90,7 +90,8 @@ class World:
     def note(self) -> str:
         """What was asked, in a line of the report."""
         which = "held-out test set" if self.test else "development set"
-        return f"{self.count} tasks of the {which}, {REFERENCES} references in one style draw, {PICTURES} pictures each"
+        asked = f"{counted(self.count, 'task')} of the {which}"
+        return f"{asked}, {REFERENCES} references in one style draw, {PICTURES} pictures each"
 
     def style(self, index: int) -> str:
         """The name of the style of a task."""
@@ -160,14 +161,21 @@ class Folder:
     def __init__(self, folder: str | Path, limit: int | None = None) -> None:
         self.folder = as_path(folder, "--references")
         files, beside = read_folder(self.folder, _NONE)
-        self.prompts, listed = read_captions(self.folder / CAPTIONS, [file.name for file in files])
-        self.captions = [listed.get(file.name, said) for file, said in zip(files, beside, strict=True)][:limit]
+        names = [file.name for file in files]
+        self.prompts, listed = read_captions(self.folder / CAPTIONS, names)
+        self.captions = [listed.get(name, said) for name, said in zip(names, beside, strict=True)][:limit]
         self.files, self.count = files[:limit], len(self.captions)
-        if _NONE in self.captions:
-            raise ValueError(
-                f"Every reference has a caption; {self.files[self.captions.index(_NONE)].name} has none in {CAPTIONS} "
-                'of its folder, nor a text file beside it ("a mountain, woodblock print").'
-            )
+        for file, caption in zip(self.files, self.captions, strict=True):
+            if caption == _NONE:
+                raise ValueError(
+                    f"Every reference has a caption; {file.name} has none in {CAPTIONS} of its folder, nor a text file "
+                    'beside it ("a mountain, woodblock print").'
+                )
+            if not caption.split(",")[0].strip():
+                raise ValueError(
+                    f'A caption says what the picture shows, then its style ("a mountain, woodblock print"); that of '
+                    f"{file.name} is {caption!r}."
+                )
         self.task = lru_cache(maxsize=64)(self._task)
 
     def about(self) -> list[object]:
@@ -178,7 +186,9 @@ class Folder:
 
     def note(self) -> str:
         """What was asked, in a line of the report."""
-        return f"{self.count} references of {self.folder.name}: {', '.join(file.name for file in self.files)}"
+        return (
+            f"{counted(self.count, 'reference')} of {self.folder.name}: {', '.join(file.name for file in self.files)}"
+        )
 
     def _task(self, index: int) -> Task:
         caption = self.captions[index]
@@ -194,6 +204,15 @@ class Folder:
     def real(self, index: int) -> list[Image.Image]:
         """There are no further pictures in the very style."""
         return []
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "task"), counted(2, "task")
+    ('1 task', '2 tasks')
+    """
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def read_captions(file: Path, names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
