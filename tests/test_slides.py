@@ -65,7 +65,7 @@ LOOK = """(async () => {
       !one.closest("mjx-container") && one.clientWidth && one.scrollWidth > one.clientWidth + 1);
     const wide = [...slide.querySelectorAll("pre, table")].some(
       one => one.getBoundingClientRect().left + one.scrollWidth * slide.style.zoom > innerWidth + 1);
-    const small = slide.style.zoom < 0.7;
+    const small = slide.style.zoom < 0.55;
     if (box.bottom > innerHeight + 1 || box.right > innerWidth + 1 || !inside || cut.length || wide || small)
       seen.push([h, v, slide.style.zoom, box.bottom, box.right, cut.length, wide]);
   }
