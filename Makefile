@@ -133,6 +133,7 @@ evaluate: $(DEV)
 
 papers: $(DEV)
 	$(BIN)/torchrun --standalone --nproc-per-node $(WORKERS) -m experiments.evaluation papers --test
+	$(RUN) -m experiments.publishing.bench_card
 	$(RUN) -m experiments.publishing.manifest --accept evaluation
 
 clean:

@@ -23,7 +23,8 @@ _FROM_ZERO = (
     "palette distance", "slot palette", "texture", "period", "angle", "weight", "strength", "softness",
     "diversity of pixels", "diversity of layouts",
 )  # fmt: skip
-ENDS = {"edge F1": (0, 1), "depth rank correlation": (-1, 1)} | dict.fromkeys(_FROM_ZERO, (0,))  # where the others end
+_COSINES = ("DINO", "CLIP, prompt", "CLIP, object", "depth rank correlation")
+ENDS = {"edge F1": (0, 1)} | dict.fromkeys(_COSINES, (-1, 1)) | dict.fromkeys(_FROM_ZERO, (0,))  # where the others end
 
 
 @dataclass(frozen=True)

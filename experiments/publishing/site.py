@@ -35,7 +35,7 @@ from .still_widgets import with_still_widgets
 SITE = ROOT / "build" / "site"
 SETTINGS = ("conf.py", "_static")  # of docs/, given to Sphinx
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
-PAGES += tuple(f"docs/{name}.md" for name in ("teaching", "glossary", "notation", "ARCHITECTURE"))
+PAGES += tuple(f"docs/{name}.md" for name in ("teaching", "glossary", "notation", "ARCHITECTURE", "bench"))
 CODE = ("context_diffusion", "experiments")
 DATA = ("data/**/*", "figures/**/*.json")  # what lessons read
 IMPORTED = f"""import sys
@@ -61,6 +61,7 @@ docs/notation
 :hidden:
 
 tables
+docs/bench
 {models}
 ```
 

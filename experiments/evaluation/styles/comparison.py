@@ -10,6 +10,7 @@ Every method gets the same prompts, references and seeds (:mod:`.tasks`), and ev
 the references are known to be (:mod:`.scores`). Two rows are cheats, and one is the truth: real further scenes.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from textwrap import shorten
@@ -38,6 +39,7 @@ from .tasks import Folder, World, counted
 REAL = "real scenes, one style draw"
 DEVELOPED, TESTED, QUICK = 10, 24, 2  # tasks: each style once, each of twelve twice
 SHOWN = 10  # tasks on the sheet of pictures
+AFTER_THE_THING = re.compile(r",| (?:in|by|among|under|on|at|with) ")  # of a prompt, as a column's title
 POINTS = ("passes", "object", "slot palette", "texture", "layout copy", "defects, DINO")
 PAIRS = (("slot palette", "object"), ("texture", "layout copy"), ("seconds a picture", "slot palette"))
 COSTS = ("seconds a picture", "over plain", "MB a picture")
@@ -167,7 +169,8 @@ class StyleMethods:
         numbers = range(min(self.tasks.count, SHOWN))
         pictures = {"reference": [self.tasks.task(i).references[0] for i in numbers]}
         pictures |= {name: [results.pictures(Unit(name, i))[0] for i in numbers] for name in self.settings}
-        titles = [shorten(self.tasks.task(i).prompts[0], 15, placeholder=" ...") for i in numbers]
+        things = [AFTER_THE_THING.split(self.tasks.task(i).prompts[0])[0] for i in numbers]
+        titles = [shorten(thing, 15, placeholder=" ...") for thing in things]
         report.sheets["pictures"] = labelled_sheet(pictures, titles, cell=96)
 
 

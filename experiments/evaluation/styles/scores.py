@@ -21,7 +21,7 @@ Thrown away, because a cheat wins it or because it measures something else:
   in DINO's a picture that is all stain is nearer than one that is half of it. They are shown, and do not count towards
   "passes".
 - **One order of all methods by a weighted sum**: any weights let a cheat win somewhere. "passes" is no sum: a picture
-  passes if it is like real further scenes in everything at once, and each cheat fails in something.
+  passes if it is like real further scenes in everything at once, and a cheat nearly always fails in something.
 """
 
 from collections.abc import Mapping, Sequence
