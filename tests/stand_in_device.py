@@ -52,6 +52,10 @@ class Held(torch.Tensor):
         """Return the storage of the numbers, for those who compare its address."""
         return self.held.untyped_storage()
 
+    def __format__(self, form: str) -> str:
+        """Format a single number, as torch does for its own class alone."""
+        return object.__format__(self, form) if self.dim() else format(self.item(), form)
+
     def __repr__(self, *, tensor_contents=None) -> str:
         """Show the numbers and the device."""
         return f"{self.held!r} on {NAME}"
