@@ -10,7 +10,7 @@
 #   make slides     slides of every lesson, for a room without a network                 -> build/slides/
 #   make colab      three lessons with the versions that Colab has, in an environment of their own
 #   make browser    two lessons in a real JupyterLab, in headless Chromium where there is one
-#   make device     every lesson on a device that mixes no tensors with the CPU: a GPU's rules, without a GPU
+#   make device     every lesson but 12 on a device that mixes no tensors with the CPU: a GPU's rules, without a GPU
 #   make doors      the first cell and the Colab badge of every lesson, from the address in pyproject.toml
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/

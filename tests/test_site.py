@@ -169,7 +169,7 @@ TYPESET = (
 )
 LOOKED_AT = ("00_quickstart", "01_encoding", "05_adain_and_shared_attention")
 PLACES = [*(f"notebooks/{name}" for name in LOOKED_AT), "index", "tables", "reference/alignment", "docs/glossary"]
-PLACES += ["data/checkpoints/tiny-scenes/README"]
+PLACES += ["docs/bench", "data/checkpoints/tiny-scenes/README"]
 
 
 @pytest.mark.slow
