@@ -1,7 +1,9 @@
 """Every lesson and every solution runs top to bottom without a word on stderr, and reads as a lesson should."""
 
 import asyncio
+import os
 import re
+import signal
 import time
 from pathlib import Path
 from queue import Empty
@@ -109,6 +111,29 @@ def test_the_check_sees_errors_and_warnings(tmp_path, source, expected):
         assert expected is not None and expected in str(error)
     found = [unwelcome(output) for output in notebook.cells[0].outputs]
     assert (expected is None and found == [None]) or expected in "".join(filter(None, found))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_a_run_ends_its_kernel_and_is_told_as_ever(tmp_path, number):
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    source = (
+        f"import os, time; open('pid', 'w').write(str(os.getpid()));os.kill(os.getppid(), {number:d}); time.sleep(60)"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            execute(notebook, tmp_path)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_lesson_shows_each_figure_once_and_in_colour(tmp_path):

@@ -1,7 +1,11 @@
 """Run notebooks from top to bottom, without ever waiting long for a reply that has already arrived."""
 
+import asyncio
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
 
@@ -9,12 +13,13 @@ import nbformat
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets import Type
 
 from context_diffusion.files import ROOT
 
 SLICE = 1.0  # seconds until a waiting client looks again
+STOPS = (signal.SIGINT, signal.SIGTERM)
 EXECUTED = ROOT / "build" / "notebooks"
 
 
@@ -49,9 +54,10 @@ class ImpatientClient(AsyncKernelClient):
 
 
 class Execution(NotebookClient):
-    """nbclient's executor, waiting in short slices."""
+    """nbclient's executor, waiting in short slices; what stops it ends the kernel before anything else is done."""
 
     client_class = ImpatientClient
+    stopped_by: signal.Signals | None = None
 
     def create_kernel_manager(self):
         """Make a manager whose clients are impatient."""
@@ -59,16 +65,47 @@ class Execution(NotebookClient):
         manager.client_factory = self.client_class
         return manager
 
+    async def async_start_new_kernel(self, **options) -> None:
+        """Start the kernel; a signal now cancels the run, where nbclient takes the kernel from under it."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            self.stopped_by = number
+            for task in asyncio.all_tasks(loop):  # the run, and what watches its kernel
+                task.cancel()
+
+        for number in STOPS:
+            loop.add_signal_handler(number, stop, number)
+        await super().async_start_new_kernel(**options)
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give Ctrl-C and SIGTERM the handlers back that they had before: nbclient leaves the default ones."""
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
 
 def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: float = 900) -> nbformat.NotebookNode:
     """Run a notebook in place, in ``folder``, with this repository importable; a cell has ``timeout`` seconds.
 
-    Raises nbclient's ``CellExecutionError`` with the traceback of the first cell that fails.
+    Raises nbclient's ``CellExecutionError`` with the traceback of the first cell that fails. Runs in the main thread.
     """
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     environment["PYTHONPATH"] = str(ROOT)
     resources = {"metadata": {"path": str(folder)}}
-    return Execution(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute(env=environment)
+    run = Execution(notebook, timeout=timeout, kernel_name="python3", resources=resources)
+    try:
+        with handlers_kept():
+            return run.execute(env=environment)
+    except (asyncio.CancelledError, DeadKernelError):  # a cancelled cell looks like a dead kernel to nbclient
+        if run.stopped_by is not None:
+            signal.raise_signal(run.stopped_by)  # for whoever is told of it here: Ctrl-C is KeyboardInterrupt
+        raise
 
 
 def executed(path: Path, *more: str) -> nbformat.NotebookNode:
