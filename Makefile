@@ -69,7 +69,8 @@ lint: $(DEV)
 
 # The server's root is the clone's: a lesson shows pictures and opens code that lie beside its folder.
 lab: $(RUNTIME)
-	$(RUN) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
+	$(RUN) -m jupyter lab --config=experiments/publishing/lab_config.py --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/$(FIRST) $(ARGS)
 
 browser: $(DEV)
 	BROWSER=1 $(RUN) -m pytest tests/test_lab.py $(TESTS)

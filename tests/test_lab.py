@@ -46,9 +46,11 @@ def lab(tmp_path_factory):
         (clone / name).symlink_to(ROOT / name)
     for name in ("docs", "figures"):  # the server shows no file that lies elsewhere
         shutil.copytree(ROOT / name, clone / name)
-    for name in ("Makefile", "set_up.py", "requirements.txt", "constraints-cpu.txt"):
+    for name in ("Makefile", "set_up.py", "requirements.txt", "constraints-cpu.txt", ".gitignore"):
         shutil.copyfile(ROOT / name, clone / name)
-    shutil.copytree(ROOT / "notebooks", clone / "notebooks")  # a lesson that runs is saved, and must not change ours
+    shutil.copytree(ROOT / "notebooks", clone / "notebooks")  # a lesson that runs is saved
+    for command in (["init"], ["add", "notebooks", ".gitignore"]):
+        subprocess.run(["git", *command], cwd=clone, check=True, capture_output=True)
     environment = os.environ | {"JUPYTER_RUNTIME_DIR": str(clone / "runtime"), "JUPYTER_CONFIG_DIR": str(clone / "c")}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(clone / "s"), "JUPYTERLAB_WORKSPACES_DIR": str(clone / "w")}
     environment.pop("MPLBACKEND", None)
@@ -66,6 +68,8 @@ def lab(tmp_path_factory):
             assert server.poll() is None and time.monotonic() < end, (clone / "log").read_text()
             time.sleep(0.5)
         yield found[0], int(found[1])
+        changed = subprocess.run(["git", "diff", "--stat"], cwd=clone, check=True, capture_output=True, text=True)
+        assert changed.stdout == ""  # the lessons have run, and were saved
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
@@ -105,6 +109,15 @@ def run_all(page, seconds: float) -> None:
         "[...document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]')].map(o => o.innerText)"
     )
     assert errors == []
+
+
+def save(page) -> None:
+    """Save the lesson, whose outputs stay on the page."""
+    shown = "document.querySelectorAll('.jp-Notebook .jp-OutputArea-output').length"
+    before = page.ask(shown)
+    page.ask("void window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait("!document.querySelector('#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current.jp-mod-dirty')", 60)
+    assert page.ask(shown) == before and not page.ask("document.querySelector('.jp-Dialog')?.innerText")
 
 
 def test_it_opens_the_first_lesson(lab):
@@ -153,6 +166,7 @@ def test_the_first_lesson_runs_with_its_pictures_and_a_dial_draws_again(lab, pag
     page.wait(f"!!{dials}.querySelector('.jp-OutputArea-output img') && {drawn} !== {json.dumps(first)}", 300)
     seen(page, "lab-00-run")
     assert not [one for one in page.failed if "/files/" in str(one[0])]
+    save(page)
 
 
 def test_the_recorder_is_shown(lab, page):
@@ -166,3 +180,4 @@ def test_the_recorder_is_shown(lab, page):
     page.look(WIDE, 900)
     page.ask("document.querySelector('.context-diffusion-recorder').scrollIntoView({block: 'center'})")
     seen(page, "lab-14-recorder")
+    save(page)
