@@ -1,5 +1,6 @@
 """Exercises for a class: what goes into a copy, and what nbgrader makes of answers that are right, missing or wild."""
 
+import ast
 import csv
 import os
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_every_exercise_is_checked_as_in_its_lesson_and_once_more(lesson):
         assert seen.source == exercise.check and exercise.check != exercise.again
         assert seen.metadata.nbgrader.points == again.metadata.nbgrader.points == exercise.points
     assert all(cell.metadata.nbgrader.locked != name.startswith("answer-") for name, cell in cells.items())
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_the_hidden_check_is_on_other_numbers(lesson):
+    opening, found = students.exercises(lesson)
+    for one in found:
+        drawn = "rand" in f"{opening}{one.given}{one.again}"  # hidden checks draw anew
+        assert drawn or not one.check or what_is_checked(one.again) - what_is_checked(one.check), one.number
+
+
+def what_is_checked(source: str) -> set[str]:
+    """The statements of a check, without functions, hints and what else there is about how it is told."""
+    found = [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.Expr, ast.For))]
+    for node in (node for each in found for node in ast.walk(each)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".check"):
+            node.args, node.keywords = node.args[:2], []
+    return {text for text in map(ast.unparse, found) if not text.startswith("hint =")}
 
 
 @pytest.mark.parametrize(
