@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from worlds import scenes_folder
 
-from context_diffusion.metrics import estimate_mean, palette_distances
+from context_diffusion.metrics import estimate_mean, palette_distances, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES
 from experiments.evaluation.bench import Bench
 from experiments.evaluation.papers import blends, mixtures, references, sets, three_settings
@@ -96,9 +96,9 @@ def test_perfect_obedience_has_slope_one_and_no_misfit():
 
 
 def test_a_picture_in_one_style_has_all_of_its_share():
-    for which in range(3):
-        picture = mixtures.mixture(0).references[which].image
-        shares = mixtures.palette_shares(picture, 0, 3)
+    pictures = [one.image for one in mixtures.mixture(0).references]
+    for which, picture in enumerate(pictures):
+        shares = mixtures.palette_shares(picture, list(map(palette_of, pictures)))
         assert shares[which] > 0.999 and sum(shares) == pytest.approx(1)
 
 

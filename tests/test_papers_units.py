@@ -11,6 +11,7 @@ from counting_protocol import Counting
 from dying import SIGNALS, contents, died, moments
 
 from context_diffusion.commands import run_command
+from experiments.evaluation import units
 from experiments.evaluation.results import Unit
 from experiments.evaluation.units import Places, digest, share_of_process, work
 
@@ -52,6 +53,18 @@ def test_a_new_scorer_reads_the_old_pictures_and_a_new_model_draws_anew(tmp_path
     assert work(scorer, tmp_path).scores == first.scores and (len(scorer.drawn), len(scorer.scored)) == (0, 4)
     work(model, tmp_path)
     assert len(model.drawn) == 4
+
+
+def test_a_corrected_score_is_computed_anew_from_the_old_pictures(tmp_path, monkeypatch):
+    work(Counting(count=2), tmp_path)
+    monkeypatch.setattr(units, "code_of_scores", lambda protocol: "of another version")
+    corrected = Counting(count=2)
+    work(corrected, tmp_path)
+    assert corrected.drawn == [] and corrected.scored == corrected.units()
+    monkeypatch.undo()
+    back = Counting(count=2)
+    work(back, tmp_path)
+    assert back.drawn == back.scored == []
 
 
 def test_one_more_setting_draws_only_that_one_and_a_changed_one_only_itself(tmp_path):

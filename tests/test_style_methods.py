@@ -263,12 +263,19 @@ def test_the_command_line_refuses_rows_and_references_in_a_sentence(tmp_path, ca
             harness.main(["methods", *arguments, "--work", str(tmp_path)])
         said = capsys.readouterr().err
         assert sentence in said and said.count("\n") == 1
-    with pytest.raises(SystemExit):
-        harness.main(["blends", "--references", str(tmp_path), "--work", str(tmp_path)])
-    assert "--references is of methods and references; blends would not heed it" in capsys.readouterr().err
+    for arguments, sentence in (
+        (["style-sets", "--references", str(tmp_path)],
+         "--references is of references, methods, blends, control and settings; style-sets would not heed it"),
+        (["blends", "--seeds", "3"], "--seeds is of style-sets; blends would not heed it"),
+        (["clip", "--limit", "3"], "settings and control; clip would not heed it"),
+        (["references", "--test"], "--test is of methods; references would not heed it"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            harness.main([*arguments, "--work", str(tmp_path)])
+        assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("protocol", ["methods", "references"])
+@pytest.mark.parametrize("protocol", harness.TAKERS["references"])
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [

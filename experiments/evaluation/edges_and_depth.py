@@ -70,11 +70,11 @@ def edges_kept(pictures: Sequence[Image.Image], queries: Sequence[Image.Image]) 
 
 
 def depth_kept(
-    estimator: DepthEstimator, pictures: Sequence[Image.Image], scenes: Sequence[Rendering]
+    estimator: DepthEstimator, pictures: Sequence[Image.Image], depths: Sequence[Float[np.ndarray, "height width"]]
 ) -> Float[np.ndarray, " pictures"]:
-    """Rank correlation of each picture's estimated depth with the exact depth of its scene, at the scene's size."""
-    resized = [resize(picture, scene.image.size) for picture, scene in zip(pictures, scenes, strict=True)]
-    return depth_rank_correlations(map(estimator, resized), [scene.depth for scene in scenes])
+    """Rank correlation of each picture's estimated depth with the depth that it should have, at the latter's size."""
+    resized = [resize(picture, depth.shape[::-1]) for picture, depth in zip(pictures, depths, strict=True)]
+    return depth_rank_correlations(map(estimator, resized), depths)
 
 
 def add_edges(
@@ -101,7 +101,8 @@ def add_edges(
 
 def add_depth(report: Report, bench: Bench, drawn: dict[str, list[Image.Image]], queries: Sequence[Rendering]) -> None:
     """Add the rank correlation of depths, and what the depth ControlNet adds to it."""
-    scores = {key: depth_kept(bench.depth, pictures, queries) for key, pictures in drawn.items()}
+    depths = [one.depth for one in queries]
+    scores = {key: depth_kept(bench.depth, pictures, depths) for key, pictures in drawn.items()}
     for key, values in scores.items():
         report.add(f"depth rank correlation, {key}", estimate_mean(values).within(-1, 1))
     if "depth" in scores:

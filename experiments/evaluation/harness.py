@@ -12,6 +12,14 @@ torchrun --nproc-per-node 4 -m experiments.evaluation papers --model sdxl
 The offline scores take some ten minutes on two cores, the papers' protocols hours. The latter keep every picture and
 score in --work as it is made: interrupt them at any time, and the same command resumes. What a protocol needs and
 cannot have is said before it draws anything; the others still run.
+
+With --references FOLDER your own pictures take the place of the toy world's, and scores for which one has to know how a
+picture was made drop out. A caption says "a mountain, woodblock print": what is shown, then its style.
+
+  references, methods   each picture is a reference
+  blends                each is mixed with the next two; needs two pictures
+  control               each lends its style, and the next one its layout; needs two pictures
+  settings              each is a query, and those of its style are the contexts; needs two pictures of each style
 """
 
 import argparse
@@ -40,7 +48,7 @@ OFFLINE = {  # name -> module; each has run(bench) -> Report
     "dino": "answers", "reader": "styles.scores_reader", "guidance": "guidance_scales", "music": "moods_and_genres",
     "speech": "transcripts", "fusion": "microphone_and_camera", "speed": "speed",
 }  # fmt: skip
-PAPERS = {  # these work by units, so run(bench) is None while other processes are still at work
+PAPERS = {  # by units, so run(bench) is None while others are at work; OWN_PICTURES(folder) stands for the world's
     "style-sets": "papers.sets", "references": "papers.references", "methods": "styles.comparison",
     "blends": "papers.blends", "settings": "papers.three_settings", "control": "papers.control_scales",
 }  # fmt: skip
@@ -48,8 +56,14 @@ PROTOCOLS = OFFLINE | PAPERS
 WORK = ROOT / "build" / "evaluation"
 OFFLINE_STEPS = 20
 SEEDS = 1
-OPTIONS = ("model", "quick", "limit", "prompts", "seeds", "steps")  # that change what is recorded
-OWN_OPTIONS = {"methods": ("method", "only", "references", "test"), "references": ("references",)}  # of some protocols
+OPTIONS = (  # that change what is recorded
+    "model", "quick", "limit", "prompts", "seeds", "steps", "method", "only", "references", "test",
+)  # fmt: skip
+TAKERS = {  # of some of them, the protocols that heed them
+    "limit": tuple(PAPERS), "prompts": ("style-sets",), "seeds": ("style-sets",), "method": ("methods",),
+    "only": ("methods",), "references": ("references", "methods", "blends", "control", "settings"),
+    "test": ("methods",),
+}  # fmt: skip
 PUBLISHED = {"methods": " --test"}  # options of the published record, where there are any
 MOST = {"limit": 10**6, "seeds": 10**4, "steps": 1000, "batch_size": 1024}  # steps: as many as models are trained with
 GROUPS = {"offline": OFFLINE, "papers": PAPERS}
@@ -77,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--references",
         metavar="FOLDER",
-        help="of methods and references: your own pictures, captioned by captions.toml or a .txt beside each",
+        help=f"of {listed(TAKERS['references'])}: your own pictures, captioned by captions.toml or a .txt beside each",
     )
     add("--test", action="store_true", help="of methods: the held-out test set, for the published table alone")
     add("--steps", type=int, metavar="N", help="sampling steps (default: those of the published tables)")
@@ -97,7 +111,16 @@ def chosen(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name in asked)
 
 
-def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+def checked(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[tuple[str, ...], Model]:
     """Say which protocols and which model are asked for; raises for what cannot be, before anything is loaded."""
     for option, most in MOST.items():
         value = getattr(asked, option)
@@ -106,38 +129,32 @@ def checked(asked: argparse.Namespace) -> tuple[tuple[str, ...], Model]:
     if asked.prompts is not None:
         load_prompts(asked.prompts)
     names = chosen(asked.names)
-    check_takers(asked, names)
+    for option, takers in TAKERS.items():
+        if getattr(asked, option) != parser.get_default(option) and not {*takers} & {*names}:
+            raise ValueError(f"--{option} is of {listed(takers)}; {' '.join(asked.names)} would not heed it.")
+    if asked.test and asked.references is not None:
+        raise ValueError("--test is a set of references of its own; give either it or --references.")
     if asked.method or asked.only or asked.references is not None:
-        check_methods(asked)
+        check_own(asked, names)
     asked.work = check_output_folder(asked.work, "--work")
     asked.out = None if asked.out is None else as_path(asked.out, "--out")
     return names, find_model(asked.model)
 
 
-def check_takers(asked: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse an option that none of the protocols asked for takes: it would be dropped without a word."""
-    for option in dict.fromkeys(one for own in OWN_OPTIONS.values() for one in own):
-        takers = [name for name, own in OWN_OPTIONS.items() if option in own]
-        if getattr(asked, option) and not {*takers} & {*names}:
-            raise ValueError(f"--{option} is of {' and '.join(takers)}; {' '.join(asked.names)} would not heed it.")
-
-
-def check_methods(asked: argparse.Namespace) -> None:
-    """Find the methods, rows and references that were named; raises what teaches, before the model is loaded."""
+def check_own(asked: argparse.Namespace, names: Sequence[str]) -> None:
+    """Find the methods, rows and pictures that were named; raises what teaches, before the model is loaded."""
     from context_diffusion.notebook import quiet
 
     quiet()  # before the libraries that are to be quiet
     from .styles.comparison import REAL, chosen_rows
     from .styles.methods import METHODS
     from .styles.own import load_methods
-    from .styles.tasks import Folder
 
     own = load_methods(asked.method)
     chosen_rows([*METHODS, REAL, *own], asked.only)
-    if asked.test and asked.references is not None:
-        raise ValueError("--test is a set of references of its own; give either it or --references.")
-    if asked.references is not None:
-        Folder(asked.references)
+    for name in names:
+        if asked.references is not None and name in TAKERS["references"]:
+            importlib.import_module(f".{PROTOCOLS[name]}", __package__).OWN_PICTURES(asked.references)
 
 
 def group_of(name: str) -> str:
@@ -156,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     asked = parser.parse_args(arguments)
     try:
-        names, row = checked(asked)
+        names, row = checked(asked, parser)
         options = {name: typed(asked, parser, name) for name in names}
         for name in names:
             check_output(place(asked, name, options[name]) / f"{name}.json", what="--out")
@@ -199,8 +216,10 @@ def typed(asked: argparse.Namespace, parser: argparse.ArgumentParser, name: str)
     (' --limit 2', " --limit 2 --only 'full sharing'")
     """
     words = ""
-    for option in (*OPTIONS, *OWN_OPTIONS.get(name, ())):
+    for option in OPTIONS:
         value = getattr(asked, option)
+        if name not in TAKERS.get(option, PROTOCOLS):
+            continue
         if value is True:
             words += f" --{option}"
         elif value != parser.get_default(option):

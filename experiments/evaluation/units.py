@@ -2,10 +2,10 @@
 
 A unit's pictures depend on its seeds alone, so it does not matter which process draws them, or after how many
 interruptions. Folders are named after what their content depends on: ``pictures-<digest>`` after the model, the row's
-own setting and the set's own references, ``scores-<digest>`` inside it after the networks that score. So one more row
-draws only that row, better weights get new folders, and a new scorer reads the old pictures. In either,
-``<unit>.json`` is the last file written of a unit: it says whose it is, and what belongs to it. What is damaged,
-missing or of another unit is told, and made again.
+own setting and the set's own references, ``scores-<digest>`` inside it after the networks and the code that score
+(:mod:`.scoring`). So one more row draws only that row, better weights get new folders, and a new scorer or a corrected
+score reads the old pictures. In either, ``<unit>.json`` is the last file written of a unit: it says whose it is, and
+what belongs to it. What is damaged, missing or of another unit is told, and made again.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from context_diffusion.images import load_image
 
 from .report import Report
 from .results import Results, Scores, Unit
+from .scoring import code_of_scores
 
 Kept = TypeVar("Kept")
 
@@ -40,7 +41,8 @@ class PaperProtocol(Protocol):
         """What the pictures depend on, as JSON.
 
         Three names have a meaning of their own: ``"settings"`` holds what the pictures of one setting depend on, by its
-        name, ``"sets"`` what those of one set do, a list, and ``"scorers"`` what only the scores depend on.
+        name, ``"sets"`` what those of one set do, a list, which is empty where its number says all, and ``"scorers"``
+        what only the scores depend on.
         """
         ...
 
@@ -61,12 +63,19 @@ class PaperProtocol(Protocol):
         ...
 
 
-def carry_out(protocol: PaperProtocol, out: Path) -> Report | None:
-    """Work through a protocol and report; None while other processes are still at work on their shares."""
+def carry_out(protocol: PaperProtocol, out: Path, notes: Sequence[str] = ()) -> Report | None:
+    """Work through a protocol and report; None while other processes are still at work on their shares.
+
+    ``notes`` are told before anything is drawn, and again in the report.
+    """
+    if share_of_process()[0] == 0:
+        for note in notes:
+            print(f"note: {note}", flush=True)
     results = work(protocol, out)
     if results is None:
         return None
     report = protocol.report(results)
+    report.notes += notes
     report.units = results.csv()
     return report
 
@@ -85,7 +94,7 @@ def own(about: Mapping, unit: Unit) -> dict[str, object]:
     shared = {key: value for key, value in about.items() if key not in ("settings", "sets", "scorers")}
     if unit.setting in about.get("settings", {}):
         shared["setting"] = about["settings"][unit.setting]
-    if "sets" in about:
+    if about.get("sets"):
         shared["set"] = about["sets"][unit.index]
     return shared
 
@@ -95,6 +104,7 @@ class Places:
 
     def __init__(self, protocol: PaperProtocol, out: Path) -> None:
         self.root, self.about, self._written = out / protocol.name, dict(protocol.about()), set()
+        self.scorers = {**self.about.get("scorers", {}), "code": code_of_scores(protocol)}
 
     def pictures(self, unit: Unit) -> Path:
         """The folder of a unit's pictures."""
@@ -103,8 +113,7 @@ class Places:
 
     def scores(self, unit: Unit) -> Path:
         """The folder of its scores."""
-        scorers = self.about.get("scorers", {})
-        return self._told(self.pictures(unit) / f"scores-{digest(scorers)}", scorers)
+        return self._told(self.pictures(unit) / f"scores-{digest(self.scorers)}", self.scorers)
 
     def _told(self, folder: Path, content: object) -> Path:
         file, text = folder / "about.json", json.dumps(content, indent=1, sort_keys=True) + "\n"

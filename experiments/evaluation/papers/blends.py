@@ -4,6 +4,9 @@ The prompt names a thing and no style, so that all style comes from the referenc
 share of each style in the picture follow its weight? Three rulers measure shares (CLIP, DINO, palette), each against
 real scenes in the very styles of the references. The published score, weighted DINO, can be won by a collapse to one
 style; the blend score next to it cannot.
+
+Pictures of one's own (``--references``) are mixed each with the next two. Of their styles there are no further scenes,
+so the palette is the only ruler, and there are neither blend scores nor real scenes.
 """
 
 import itertools
@@ -16,23 +19,22 @@ from PIL import Image
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.alignment.inversion import ddim_invert
 from context_diffusion.alignment.trajectory import Trajectory
-from context_diffusion.latents import generators
 from context_diffusion.metrics import (
     blend_scores,
     estimate_difference,
     estimate_mean,
+    palette_of,
     weighted_multi_style_scores,
 )
-from context_diffusion.scenes.vocabulary import article
 
-from ..bench import Bench
+from ..bench import Bench, foreign
 from ..claims import Claim
 from ..report import Report
 from ..results import Results, Scores, Unit
 from ..tables import Table, published
 from ..units import carry_out
 from .blend_figures import pictures_of_pairs, pictures_of_three, share_curves
-from .mixtures import Ruler, mixture, palette_shares, real
+from .mixtures import Mixtures, OwnMixtures, Ruler, mixture, palette_shares, real
 from .scorers import Scorers, drawn_by
 
 BLENDS = ("linear", "slerp", "attention")
@@ -55,11 +57,12 @@ def settings() -> dict[str, tuple[str, tuple[float, ...], float | None]]:
 
 
 SETTINGS = settings()
+OWN_PICTURES = OwnMixtures
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score four mixtures under every setting."""
-    return carry_out(StyleBlends(bench, count=bench.first(4, 2)), bench.work)
+    """Draw and score four mixtures, or those of a folder, under every setting."""
+    return carry_out(StyleBlends(bench, count=bench.first(4, 2)), bench.work, foreign(bench))
 
 
 class StyleBlends:
@@ -68,76 +71,96 @@ class StyleBlends:
     name = "blends"
 
     def __init__(self, bench: Bench, *, count: int) -> None:
-        self.bench, self.count, self.scorers = bench, count, Scorers(bench, "clip", "dino", "judge")
+        self.bench, self.scorers = bench, Scorers(bench, "clip", "dino", "judge")
+        self.tasks = OwnMixtures(bench.references, bench.limit) if bench.references else Mixtures(count)
+        self.has_truth = not bench.references
+        self.settings = {
+            name: (blend, weights, guidance)
+            for name, (blend, weights, guidance) in SETTINGS.items()
+            if len(weights) <= self.tasks.references and (self.has_truth or blend != "real")
+        }
         self.trajectory = lru_cache(maxsize=4)(self._trajectory)
+        self.palettes = lru_cache(maxsize=4)(
+            lambda index: [palette_of(one) for one in self.tasks.task(index).references]
+        )
         networks = {name: self.scorers.networks.get(name.lower()) for name in ("CLIP", "DINO")}
-        self.rulers = {name: Ruler(network) for name, network in networks.items() if network is not None}
+        known = {name: Ruler(network) for name, network in networks.items() if network is not None}
+        self.rulers = known if self.has_truth else {}
 
     def about(self) -> dict:
-        """The model and the settings."""
+        """The model, the settings, the references."""
         return {
             **drawn_by(self.bench),
-            "settings": {name: list(setting) for name, setting in SETTINGS.items()},
+            "settings": {name: list(setting) for name, setting in self.settings.items()},
+            "sets": self.tasks.about(),
             "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
         """Every mixture under every setting, one mixture after the other."""
-        return [Unit(setting, index) for index in range(self.count) for setting in SETTINGS]
+        return [Unit(setting, index) for index in range(self.tasks.count) for setting in self.settings]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
         """Draw the things of a mixture, from the same noises under every setting."""
-        blend, weights, guidance = SETTINGS[unit.setting]
-        things = mixture(unit.index).things
+        blend, weights, guidance = self.settings[unit.setting]
         if blend == "real":
-            return [real(unit.index, weights.index(1.0), thing)[0] for thing in things]
-        trajectory = self.trajectory(unit.index, len(weights))
+            return [real(unit.index, weights.index(1.0), thing)[0] for thing in mixture(unit.index).things]
+        task, trajectory = self.tasks.task(unit.index), self.trajectory(unit.index, len(weights))
         sampling = self.bench.sampling | ({} if guidance is None else {"guidance_scale": guidance})
         with style_aligned(self.bench.pipe, references=trajectory, weights=weights, blend=blend):
-            noise = generators(10 * unit.index, len(things))
-            return self.bench.pipe([article(thing) for thing in things], generator=noise, **sampling).images
+            return self.bench.pipe(list(task.prompts), generator=task.noise(), **sampling).images
 
     def _trajectory(self, index: int, count: int) -> Trajectory:
-        drawn = mixture(index)
-        images = [one.image for one in drawn.references[:count]]
-        return ddim_invert(self.bench.pipe, images, drawn.captions[:count], num_inference_steps=self.bench.steps)
+        task = self.tasks.task(index)
+        images, captions = list(task.references[:count]), list(task.captions[:count])
+        return ddim_invert(self.bench.pipe, images, captions, num_inference_steps=self.bench.steps)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """The shares, how far they are from the weights, and the two multi-style scores, of every picture."""
-        _, weights, _ = SETTINGS[unit.setting]
-        count, drawn = len(weights), mixture(unit.index)
-        references, things = [one.image for one in drawn.references[:count]], [article(one) for one in drawn.things]
-        scores: Scores = {
-            **self.scorers.of_text(pictures, object=things),
-            **self.scorers.of_content(pictures, things, "", [None] * len(pictures)),
-        }
-        if "DINO" in self.rulers:
-            encode = self.rulers["DINO"].encoder.encode_images
-            weighted = weighted_multi_style_scores(list(pictures), references, weights, encode)
+        _, weights, _ = self.settings[unit.setting]
+        count, task = len(weights), self.tasks.task(unit.index)
+        scores = self.scorers.of_text(pictures, object=task.prompts)
+        if self.has_truth:
+            scores |= self.scorers.of_content(pictures, task.prompts, "", [None] * len(pictures))
+        if "dino" in self.scorers.networks:
+            encode = self.scorers.networks["dino"].encode_images
+            weighted = weighted_multi_style_scores(list(pictures), list(task.references[:count]), weights, encode)
             scores["weighted DINO"] = weighted.tolist()
         for name, ruler in self.rulers.items():
-            rows = ruler.encoder.encode_images(pictures)
-            kept = []
-            for row, thing in zip(rows, drawn.things, strict=True):
-                styles, common = ruler.yardstick(unit.index, count, thing), ruler.common(thing)
-                kept.append(float(blend_scores(row[None], styles, weights, center=common)[0]))
-                add_shares(scores, name, ruler.shares(unit.index, count, thing, row), weights)
-            scores[f"blend score, {name}"] = kept
+            self.add_blend(scores, name, ruler, unit.index, weights, pictures)
         for picture in pictures:
-            add_shares(scores, "palette", palette_shares(picture, unit.index, count), weights)
+            add_shares(scores, "palette", palette_shares(picture, self.palettes(unit.index)[:count]), weights)
         return scores
+
+    def add_blend(
+        self,
+        scores: Scores,
+        name: str,
+        ruler: Ruler,
+        index: int,
+        weights: Sequence[float],
+        pictures: Sequence[Image.Image],
+    ) -> None:
+        """Write down the shares by a network, and the blend score."""
+        rows, kept = ruler.encoder.encode_images(pictures), []
+        for row, thing in zip(rows, mixture(index).things, strict=True):
+            styles, common = ruler.yardstick(index, len(weights), thing), ruler.common(thing)
+            kept.append(float(blend_scores(row[None], styles, weights, center=common)[0]))
+            add_shares(scores, name, ruler.shares(index, len(weights), thing, row), weights)
+        scores[f"blend score, {name}"] = kept
 
     def report(self, results: Results) -> Report:
         """Tables of scores and of slopes, the curves, and two sheets."""
         rulers = (*self.rulers, "palette")
         shown = (*SCORES, *(f"share, {ruler}" for ruler in rulers))
-        rows = {setting: results.estimates(setting, shown) for setting in SETTINGS}
+        count = self.tasks.count
+        rows = {setting: results.estimates(setting, shown) for setting in self.settings}
         slopes = {
-            f"slope, {blend}": {r: estimate_mean(slopes_of(results, blend, r, self.count)) for r in rulers}
+            f"slope, {blend}": {r: estimate_mean(slopes_of(results, blend, r, count)) for r in rulers}
             for blend in BLENDS
         }
         report = Report(notes=[
-            f"{self.count} mixtures x {len(mixture(0).things)} things, {self.bench.steps} steps; the mixture is the "
+            f"{self.tasks.note()}, {self.bench.steps} steps; the mixture is the "
             "unit; weight: of the second reference; misfit: total variation between shares and weights, 0 is obedience",
             *self.scorers.notes(),
         ])  # fmt: skip
@@ -145,10 +168,11 @@ class StyleBlends:
         report.add_table("slopes", Table(title, slopes))
         lower = ("misfit, CLIP", "misfit, palette")
         report.add_table("scores", Table("Several references", rows, published("blends"), lower))
-        report.claims = claims(results, self.count, rulers)
+        report.claims = claims(results, count, rulers)
         report.sheets["shares"] = share_curves(results, BLENDS, WEIGHTS, rulers)
-        report.sheets["pairs"] = pictures_of_pairs(results, BLENDS, WEIGHTS, self.count)
-        report.sheets["three"] = pictures_of_three(results, BLENDS, THIRDS)
+        report.sheets["pairs"] = pictures_of_pairs(results, self.tasks, BLENDS, WEIGHTS)
+        if self.tasks.references > 2:
+            report.sheets["three"] = pictures_of_three(results, self.tasks, BLENDS, THIRDS)
         return report
 
 

@@ -3,33 +3,41 @@
 A query gives the layout, another picture, which is inverted, gives the style, and the prompt names the query's object
 in that style. What the ControlNet gains in layout (edge F1 and depth rank correlation to the query) it may cost in
 style (palette distance to the reference). Each query is drawn from the same noise under every setting.
+
+Of pictures of one's own (``--references``) each lends its style, and the next one is the query. How deep that is nobody
+knows, so depth is compared with what the estimator sees in the query.
 """
 
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from textwrap import shorten
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from context_diffusion.alignment.aligner import style_aligned
 from context_diffusion.context.request import Request
+from context_diffusion.images import resize
 from context_diffusion.metrics import Estimate, palette_distances, palette_of
 from context_diffusion.scenes import OBJECTS, STYLES, Rendering
 from context_diffusion.scenes.vocabulary import article
 
-from ..bench import Bench
+from ..bench import Bench, foreign
 from ..claims import Claim, decide
 from ..curves import picture_of, with_error
 from ..edges_and_depth import depth_kept, edges_kept
 from ..report import Report
 from ..results import Results, Scores, Unit
 from ..sheets import labelled_sheet
+from ..styles.tasks import Folder, Task, in_style
 from ..tables import Table
 from ..units import carry_out
 from ..unseen import LAYOUT, query
-from .references import invert_reference, reference
+from .references import Alone, invert, reference
 from .scorers import Scorers, drawn_by
 from .sets import ALIGNED, PLAIN
 
@@ -39,8 +47,75 @@ LAYOUT_SCORE = {"canny": "edge F1", "depth": "depth rank correlation"}  # by kin
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score twelve queries under every setting."""
-    return carry_out(ControlScales(bench, count=bench.first(12, 3)), bench.work)
+    """Draw and score twelve queries, or those of a folder, under every setting."""
+    return carry_out(ControlScales(bench, count=bench.first(12, 3)), bench.work, foreign(bench))
+
+
+class UnseenQueries:
+    """Tasks with one unseen reference and one prompt: the object of an unseen query, in the reference's style."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.lent = count, Alone(count)
+
+    def about(self) -> list[object]:
+        """What the pictures of each task depend on: nothing but its number."""
+        return []
+
+    def note(self) -> str:
+        """What was asked, in a line of the report."""
+        return f"{self.count} unseen queries, each with an unseen reference"
+
+    def task(self, index: int) -> Task:
+        """The reference of a number, and the prompt."""
+        (_, style), thing = reference(index), article(query_of(index).scene.object)
+        return replace(self.lent.task(index), prompts=(f"{thing}, {style} style",), seeds=(index,))
+
+    def query(self, index: int) -> Image.Image:
+        """The query of a number."""
+        return query_of(index).image
+
+    def title(self, index: int) -> str:
+        """What stands above its pictures on a sheet."""
+        return STYLES[index % len(STYLES)]
+
+
+class OwnQueries:
+    """Tasks with each picture of a folder as the reference, and the next one as the query, which the prompt names.
+
+    Raises as :class:`Folder` does.
+    """
+
+    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
+        self.folder = Folder(folder)
+        self.folder.check_pair("control takes the style from one picture and the layout from another")
+        self.count = min(self.folder.count, limit or self.folder.count)
+
+    def about(self) -> list[object]:
+        """What the pictures of each task depend on: the files of reference and query, and their captions."""
+        return [[self.folder.mark(index), self.folder.mark(self.shown(index))] for index in range(self.count)]
+
+    def note(self) -> str:
+        """What was asked, in a line of the report."""
+        names = self.folder.names
+        pairs = ", ".join(f"{names[self.shown(index)]} in the style of {names[index]}" for index in range(self.count))
+        return f"pictures of {self.folder.folder.name}: {pairs}"
+
+    def shown(self, index: int) -> int:
+        """Which picture is the query."""
+        return self.folder.others(index)[0]
+
+    def task(self, index: int) -> Task:
+        """The reference of a number, and the prompt."""
+        prompt = in_style(self.title(index), self.folder.said(index)[1])
+        return Task((prompt,), (self.folder.image(index),), (self.folder.captions[index],), (index,))
+
+    def query(self, index: int) -> Image.Image:
+        """The query of a number."""
+        return self.folder.image(self.shown(index))
+
+    def title(self, index: int) -> str:
+        """What the query shows."""
+        return self.folder.said(self.shown(index))[0]
 
 
 class ControlScales:
@@ -53,55 +128,66 @@ class ControlScales:
 
     def __init__(self, bench: Bench, *, count: int) -> None:
         bench.need("controlnet-canny or controlnet-depth")
-        self.bench, self.count, self.scorers = bench, count, Scorers(bench, "judge", "depth")
+        self.bench, self.scorers = bench, Scorers(bench, "judge", "depth")
+        self.tasks = OwnQueries(bench.references, bench.limit) if bench.references else UnseenQueries(count)
+        self.has_truth = not bench.references
         self.kinds = [kind for kind in LAYOUT_SCORE if bench.has(f"controlnet-{kind}")]
         if "depth" in self.scorers.missing and "depth" in self.kinds:
             self.kinds.remove("depth")
         if not self.kinds:
             raise FileNotFoundError(self.scorers.missing["depth"])
         self.settings = {f"{k} {s:g}, {m}": (k, s, m) for k, s, m in itertools.product(self.kinds, SCALES, MODES)}
-        self.trajectory = lru_cache(maxsize=4)(partial(invert_reference, bench))
+        self.trajectory = lru_cache(maxsize=4)(lambda index: invert(bench, self.tasks.task(index)))
 
     def about(self) -> dict:
-        """The model and the settings."""
+        """The model, the settings, the pictures."""
         return {
             **drawn_by(self.bench, *(f"controlnet-{kind}" for kind in self.kinds), "depth"),
+            "sets": self.tasks.about(),
             "scorers": self.scorers.about(),
         }
 
     def units(self) -> list[Unit]:
         """Every query under every setting, one query after the other."""
-        return [Unit(setting, index) for index in range(self.count) for setting in self.settings]
+        return [Unit(setting, index) for index in range(self.tasks.count) for setting in self.settings]
 
     def draw(self, unit: Unit) -> list[Image.Image]:
         """Draw the query's object in the reference's style, with the query's edges or depth as layout."""
         kind, scale, mode = self.settings[unit.setting]
-        drawn, (_, style) = query_of(unit.index), reference(unit.index)
-        prompt, aligned = f"{article(drawn.scene.object)}, {style} style", mode == ALIGNED
-        request = Request(drawn.image, (), prompt, layout=kind, control_scale=scale, seed=unit.index)
+        task, aligned = self.tasks.task(unit.index), mode == ALIGNED
+        shown = self.tasks.query(unit.index)
+        request = Request(shown, (), task.prompts[0], layout=kind, control_scale=scale, seed=task.seeds[0])
         with style_aligned(self.bench.pipe, references=self.trajectory(unit.index)) if aligned else nullcontext():
             return self.bench.draw([request], self.bench.without_contexts, progress=False)
 
     def score(self, unit: Unit, pictures: Sequence[Image.Image]) -> Scores:
         """Score the layout against the query, the style against the reference."""
-        drawn, (lent, style) = query_of(unit.index), reference(unit.index)
+        shown, task = self.tasks.query(unit.index), self.tasks.task(unit.index)
+        if not self.has_truth:
+            shown = resize(shown, pictures[0].size)  # cropped as the ControlNet's map of it is
         scores = {
-            "edge F1": edges_kept(pictures, [drawn.image]).tolist(),
-            "palette distance": palette_distances(pictures, palette_of(lent.image)).tolist(),
-            **self.scorers.of_content(pictures, [article(drawn.scene.object)], style, [None]),
+            "edge F1": edges_kept(pictures, [shown]).tolist(),
+            "palette distance": palette_distances(pictures, palette_of(task.references[0])).tolist(),
         }
+        if self.has_truth:
+            thing, style = article(query_of(unit.index).scene.object), reference(unit.index)[1]
+            scores |= self.scorers.of_content(pictures, [thing], style, [None])
         if "depth" in self.scorers.networks:
-            scores["depth rank correlation"] = depth_kept(self.scorers.networks["depth"], pictures, [drawn]).tolist()
+            estimate = self.scorers.networks["depth"]
+            depth = query_of(unit.index).depth if self.has_truth else estimate(shown).numpy()
+            scores["depth rank correlation"] = depth_kept(estimate, pictures, [depth]).tolist()
         return scores
 
     def report(self, results: Results) -> Report:
         """The table, the figure of layout against style, and a sheet."""
         rows = {setting: results.estimates(setting, SCORES) for setting in self.settings}
         report = Report(notes=[
-            f"{self.count} unseen queries, each with an unseen reference, {self.bench.steps} steps; the query is the "
+            f"{self.tasks.note()}, {self.bench.steps} steps; the query is the "
             "unit; at scale 0 the ControlNet does nothing; palette distance: to the reference",
             *self.scorers.notes(),
         ])  # fmt: skip
+        if not self.has_truth and "depth" in self.scorers.networks:
+            report.notes.append("depth rank correlation: with what the estimator sees in the query")
         title = "Layout and style over the scale of a ControlNet"
         report.add_table("scores", Table(title, rows, lower=("palette distance",)))
         report.claims = claims(results)
@@ -111,15 +197,19 @@ class ControlScales:
 
     def sheet(self, results: Results) -> Image.Image:
         """The first queries under every setting of the Canny ControlNet, and with the depth ControlNet at scale 1."""
-        shown = range(min(self.count, 10))
+        shown = range(min(self.tasks.count, 10))
         rows = {
-            "query": [query_of(i).image for i in shown],
-            "reference": [reference(i)[0].image for i in shown],
+            "query": [self.tasks.query(i) for i in shown],
+            "reference": [self.tasks.task(i).references[0] for i in shown],
         }
         for setting, (kind, scale, _) in self.settings.items():
             if kind == "canny" or scale == 1:
                 rows[setting.replace(", ", ",\n")] = [results.pictures(Unit(setting, i))[0] for i in shown]
-        return labelled_sheet(rows, [STYLES[i % len(STYLES)] for i in shown], cell=80)
+        titles = [shorten(self.tasks.title(i), 12, placeholder=" ...") for i in shown]
+        return labelled_sheet(rows, titles, cell=80)
+
+
+OWN_PICTURES = OwnQueries
 
 
 def query_of(index: int) -> Rendering:

@@ -65,11 +65,12 @@ SETTINGS: dict[str, Setting | None] = {
     **{name: setting for sweep in SWEEPS.values() for name, (_, setting) in sweep.items()},
 }
 ROWS = (*SETTINGS, REAL)
+OWN_PICTURES = Folder
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score ten references under every setting."""
-    return carry_out(StyleReferences(bench, count=bench.first(10, 4)), bench.work)
+    """Draw and score ten references, or those of a folder, under every setting."""
+    return carry_out(StyleReferences(bench, count=bench.first(10, 4)), bench.work, foreign(bench))
 
 
 class Alone:
@@ -146,7 +147,7 @@ class StyleReferences:
         report = Report(notes=[
             f"{self.tasks.note()}, {self.bench.steps} steps; the reference is the unit; palette distance and DINO are "
             "between picture and reference",
-            *foreign(self.bench), *self.scorers.notes(),
+            *self.scorers.notes(),
         ])  # fmt: skip
         report.add_table("scores", Table("One reference picture", rows, lower=("palette distance", "leakage")))
         report.claims = claims(results)
@@ -171,11 +172,6 @@ def invert(bench: Bench, task: Task, guidance: float = 1.0) -> Trajectory:
     """Invert the reference of a task; its caption is the prompt."""
     (picture, *_), (caption, *_) = task.references, task.captions
     return ddim_invert(bench.pipe, picture, caption, num_inference_steps=bench.steps, guidance_scale=guidance)
-
-
-def invert_reference(bench: Bench, index: int) -> Trajectory:
-    """Invert the unseen reference of a number."""
-    return invert(bench, Alone(index + 1).task(index))
 
 
 def others(index: int) -> list[str]:

@@ -43,6 +43,7 @@ AFTER_THE_THING = re.compile(r",| (?:in|by|among|under|on|at|with) ")  # of a pr
 POINTS = ("passes", "object", "slot palette", "texture", "layout copy", "defects, DINO")
 PAIRS = (("slot palette", "object"), ("texture", "layout copy"), ("seconds a picture", "slot palette"))
 COSTS = ("seconds a picture", "over plain", "MB a picture")
+OWN_PICTURES = Folder
 
 
 def run(bench: Bench) -> Report | None:
@@ -50,9 +51,7 @@ def run(bench: Bench) -> Report | None:
     protocol = StyleMethods(bench)
     if share_of_process()[0] == 0:
         print(f"methods: {protocol.asked()}")
-        for note in foreign(bench):
-            print(f"note: {note}")
-    return carry_out(protocol, bench.work)
+    return carry_out(protocol, bench.work, foreign(bench))
 
 
 class StyleMethods:
@@ -122,7 +121,7 @@ class StyleMethods:
             f"{self.tasks.note()}; {self.bench.steps} steps, guidance {self.bench.row.guidance_scale:g}; "
             "the task is the unit",
             "seconds: of the processor, from the references to the pictures; MB: of tensors, weights apart",
-            weights(self.model()["model"], self.scores.about()), *foreign(self.bench), *self.scores.notes(),
+            weights(self.model()["model"], self.scores.about()), *self.scores.notes(),
         ])  # fmt: skip
         true = {name: {score: e for score, e in row.items() if score not in CHEATED} for name, row in table.items()}
         seen = {name: {score: e for score, e in row.items() if score in CHEATED} for name, row in table.items()}

@@ -145,7 +145,7 @@ class World:
 
 
 class Folder:
-    """Tasks of a folder: each picture is a reference, captioned ``"what it shows, style"``.
+    """Pictures of one's own, captioned ``"what it shows, style"``, as tasks: each is a reference.
 
     The captions are in ``captions.toml``, or each in a text file beside its picture, as for fine-tuning::
 
@@ -165,6 +165,7 @@ class Folder:
         self.prompts, listed = read_captions(self.folder / CAPTIONS, names)
         self.captions = [listed.get(name, said) for name, said in zip(names, beside, strict=True)][:limit]
         self.files, self.count = files[:limit], len(self.captions)
+        self.names = [file.name for file in self.files]
         for file, caption in zip(self.files, self.captions, strict=True):
             if caption == _NONE:
                 raise ValueError(
@@ -180,23 +181,43 @@ class Folder:
 
     def about(self) -> list[object]:
         """What the pictures of each task depend on: the file of its reference, and the words."""
-        tasks = [self.task(index) for index in range(self.count)]
-        pixels = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in self.files]
-        return [[one, *task.captions, *task.prompts] for one, task in zip(pixels, tasks, strict=True)]
+        return [[*self.mark(index), *self.task(index).prompts] for index in range(self.count)]
 
     def note(self) -> str:
         """What was asked, in a line of the report."""
-        return (
-            f"{counted(self.count, 'reference')} of {self.folder.name}: {', '.join(file.name for file in self.files)}"
-        )
+        return f"{counted(self.count, 'reference')} of {self.folder.name}: {', '.join(self.names)}"
+
+    def mark(self, index: int) -> list[str]:
+        """What a picture and its caption are known by: a digest of the file, and the words."""
+        return [hashlib.sha256(self.files[index].read_bytes()).hexdigest()[:16], self.captions[index]]
+
+    def image(self, index: int) -> Image.Image:
+        """A picture, in its own size."""
+        return load_image(self.files[index])
+
+    def said(self, index: int) -> tuple[str, str]:
+        """What a caption says: what the picture shows, and its style, which may be missing."""
+        shown, comma, style = self.captions[index].rpartition(",")
+        return (shown.strip(), style.strip()) if comma else (style.strip(), "")
+
+    def others(self, index: int) -> list[int]:
+        """All pictures but one, those that follow it first."""
+        return [(index + step) % len(self.files) for step in range(1, len(self.files))]
+
+    def things(self, *references: int) -> list[str]:
+        """What to draw with some of the pictures as references: the folder's prompts, or what none of them shows."""
+        shown = {word for index in references for word in self.said(index)[0].split()}
+        return list(self.prompts) or [one for one in THINGS if one.split()[-1] not in shown][:PICTURES]
+
+    def check_pair(self, why: str) -> None:
+        """Refuse a folder with a single picture; raises ``ValueError``."""
+        if len(self.files) < 2:
+            raise ValueError(f"{why}; {self.folder.name} has {self.names[0]} alone.")
 
     def _task(self, index: int) -> Task:
-        caption = self.captions[index]
-        shown, _, style = (part.strip() for part in caption.rpartition(",")) if "," in caption else (caption, "", "")
-        things = self.prompts or [one for one in THINGS if one.split()[-1] not in shown.split()][:PICTURES]
-        prompts = tuple(f"{thing}, {style}" if style else thing for thing in things)
+        prompts = tuple(in_style(thing, self.said(index)[1]) for thing in self.things(index))
         seeds = tuple(100 * index + k for k in range(len(prompts)))
-        return Task(prompts, (load_image(self.files[index]),), (caption,), seeds)
+        return Task(prompts, (self.image(index),), (self.captions[index],), seeds)
 
     def truth(self, index: int) -> None:
         """Nothing is known of other people's pictures."""
@@ -204,6 +225,11 @@ class Folder:
     def real(self, index: int) -> list[Image.Image]:
         """There are no further pictures in the very style."""
         return []
+
+
+def in_style(thing: str, style: str) -> str:
+    """A prompt for a thing, which names the style where there are words for it."""
+    return f"{thing}, {style}" if style else thing
 
 
 def counted(count: int, thing: str) -> str:
