@@ -4,7 +4,12 @@ Names are looked up lazily: ``import context_diffusion`` loads none of torch, di
 """
 
 import importlib
+import os
 import sys
+
+# A thread that waits for another spins first. Three hundred thousand turns, which is the default, cost nothing while
+# every thread has a core of its own, and nearly everything where one other program is at work. Read as torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.2.0"
 

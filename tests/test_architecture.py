@@ -1,6 +1,7 @@
 """The plan of the house (docs/ARCHITECTURE.md), held against the imports of every file."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -177,3 +178,12 @@ def test_importing_the_package_loads_no_heavy_library():
     ask = f"import sys, context_diffusion as cd; dir(cd); cd.__version__; print(*({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_spin_briefly_unless_somebody_says_how_long(given):
+    environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
+    ask = "import context_diffusion, os; print(os.environ['GOMP_SPINCOUNT'])"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == (given or "10000")
