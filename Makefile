@@ -11,6 +11,7 @@
 #   make colab      three lessons with the versions that Colab has, in an environment of their own
 #   make browser    two lessons in a real JupyterLab, in headless Chromium where there is one
 #   make device     every lesson but 12 on a device that mixes no tensors with the CPU: a GPU's rules, without a GPU
+#   make models     every lesson with random models in the places of those that its line MODEL = ... names
 #   make doors      the first cell and the Colab badge of every lesson, from the address in pyproject.toml
 #   make figures    the pictures of README, lessons and scores whose inputs have changed     -> figures/
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
@@ -44,7 +45,7 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 # Whatever is run here uses this clone, kernels included, whichever clone the environment was made for.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test check lint lab browser device students students-test slides colab doors site figures train train-decoder publish evaluate papers clean mend
+.PHONY: help demo test check lint lab browser device models students students-test slides colab doors site figures train train-decoder publish evaluate papers clean mend
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -77,6 +78,9 @@ browser: $(DEV)
 
 device: $(DEV)
 	DEVICE=1 $(RUN) -m pytest tests/test_devices.py $(TESTS)
+
+models: $(DEV)
+	MODELS=1 $(RUN) -m pytest tests/test_models_in_lessons.py $(TESTS)
 
 colab: $(DEV)
 	COLAB=1 $(RUN) -m pytest -m colab tests/test_colab.py
