@@ -7,7 +7,8 @@ be written down as they are made.
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,18 @@ from ..bench import Bench
 UNKNOWN = -1  # for words that the judge has no class for
 
 
-class Scorers:
+class Networks:
     """The networks that score, loaded before anything is drawn; scores whose network cannot be had are left out.
 
-    ``wanted`` are some of "clip", "dino" and "judge"; ``missing`` says, for each that is not there, why.
+    ``wanted`` are parts of the bench, such as "clip"; others come with a function that loads them. ``missing`` says,
+    for each that is not there, why.
     """
 
-    def __init__(self, bench: Bench, *wanted: str):
+    def __init__(self, bench: Bench, *wanted: str, **others: Callable[[], object]):
         self.bench, self.networks, self.missing = bench, {}, {}
-        for part in wanted:
+        for part, load in ({part: partial(getattr, bench, part) for part in wanted} | others).items():
             try:
-                self.networks[part] = getattr(bench, part)
+                self.networks[part] = load()
             except FileNotFoundError as error:
                 self.missing[part] = str(error)
                 print(f"scores by {part} are left out. {error}")
@@ -50,6 +52,10 @@ class Scorers:
     def notes(self) -> list[str]:
         """A note for the report, where scores are left out."""
         return [f"not scored, for lack of weights: {', '.join(self.missing)}"] if self.missing else []
+
+
+class Scorers(Networks):
+    """The scores of the papers' protocols."""
 
     def of_set(self, pictures: Sequence[Image.Image]) -> dict[str, list[float]]:
         """Mean cosine of DINO's class tokens, and mean palette distance, over the pairs of a set."""

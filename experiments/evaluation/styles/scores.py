@@ -32,13 +32,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from context_diffusion.checkpoints import find_part
 from context_diffusion.metrics import Estimate, palette_distances, palette_of, reference_scores, text_image_scores
 from context_diffusion.scenes import STYLES, Rendering, Scene, Style, render
 from context_diffusion.scenes.reader import Reader, Reading, slot_map
 
 from ..bench import Bench
-from ..papers.scorers import fingerprint
+from ..papers.scorers import Networks
 from ..unseen import seed_of
 from .scores_content import Content, content_of, content_scores, leakage
 from .scores_copying import (
@@ -83,31 +82,13 @@ class Truth:
     textured: bool = True
 
 
-class StyleScores:
-    """The networks that score, loaded before anything is drawn; scores whose network cannot be had are left out.
-
-    ``networks`` are those of the bench's model; ``missing`` says, for each that is not there, why.
-    """
+class StyleScores(Networks):
+    """The scores of style methods, by the model's CLIP, DINO, judge and reader of textures."""
 
     def __init__(self, bench: Bench):
-        self.bench, self.networks, self.missing = bench, {}, {}
-        loaders = {"clip": lambda: bench.clip, "dino": lambda: bench.dino, "judge": lambda: bench.judge}
-        loaders["texture"] = lambda: Reader.from_pretrained(bench.part("texture"))
-        for part, load in loaders.items():
-            try:
-                self.networks[part] = load()
-            except FileNotFoundError as error:
-                self.missing[part] = str(error)
+        super().__init__(bench, "clip", "dino", "judge", texture=lambda: Reader.from_pretrained(bench.part("texture")))
         self.further = lru_cache(maxsize=64)(further_scenes)
         self.crowd = lru_cache(maxsize=1)(self._crowd)
-
-    def about(self) -> dict[str, str]:
-        """Which networks score: a digest of the weights of each, or its name."""
-        return {part: fingerprint(find_part(self.bench.row, part) or part) for part in self.networks}
-
-    def notes(self) -> list[str]:
-        """A note for the report, where scores are left out."""
-        return [f"not scored, for lack of weights: {', '.join(self.missing)}"] if self.missing else []
 
     def __call__(
         self,
