@@ -11,6 +11,7 @@ from ..curves import picture_of, with_error
 from ..results import Results, Unit
 from ..sheets import labelled_sheet
 from .mixtures import Mixtures, OwnMixtures
+from .prompts import noun
 
 SHOWN = 3  # mixtures on the sheet of pairs, at most
 
@@ -65,12 +66,3 @@ def pictures_of_three(
         rows[name] = [*task.references, *pictures]
     titles = ["first", "second", "third", *(f"{blend}, {noun(thing)}" for blend in blends for thing in task.prompts)]
     return labelled_sheet(rows, titles, cell=112)
-
-
-def noun(thing: str) -> str:
-    """A thing without its article.
-
-    >>> noun("a boat"), noun("an umbrella")
-    ('boat', 'umbrella')
-    """
-    return thing.removeprefix("a ").removeprefix("an ")

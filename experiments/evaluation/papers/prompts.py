@@ -56,6 +56,15 @@ def load_prompts(name: str | Path) -> tuple[PromptSet, ...]:
     return tuple(_checked(one, template, f"{path.name}, set {number}") for number, one in enumerate(sets, start=1))
 
 
+def noun(thing: str) -> str:
+    """A thing without its article.
+
+    >>> noun("a boat"), noun("an umbrella")
+    ('boat', 'umbrella')
+    """
+    return thing.removeprefix("a ").removeprefix("an ")
+
+
 def _checked(one: object, template: str, where: str) -> PromptSet:
     style, objects = (one.get("style"), one.get("objects")) if isinstance(one, dict) else (None, None)
     if not isinstance(style, str) or not style.strip():

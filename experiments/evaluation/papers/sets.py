@@ -28,7 +28,7 @@ from ..sheets import labelled_sheet
 from ..tables import Table, published
 from ..units import carry_out
 from ..unseen import SETS, alone, style_draw
-from .prompts import PromptSet, load_prompts
+from .prompts import PromptSet, load_prompts, noun
 from .scorers import UNKNOWN, Scorers, drawn_by, object_class
 
 PLAIN, ALIGNED = "plain", "aligned"
@@ -128,7 +128,7 @@ class StyleSets:
         step = max(1, len(self.prompts) // SHOWN)
         shown = range(0, min(len(self.prompts), step * SHOWN), step)
         rows = {s: [p for i in shown for p in results.pictures(Unit(s, i, 0))] for s in self.settings()}
-        nouns = [text.removeprefix("a ").removeprefix("an ") for i in shown for text in self.prompts[i].objects]
+        nouns = [noun(text) for i in shown for text in self.prompts[i].objects]
         return labelled_sheet(rows, nouns, cell=80)
 
 
