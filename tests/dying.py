@@ -5,9 +5,12 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 
@@ -16,9 +19,10 @@ def died(work: Callable[[], object], number: int, under_way: Callable[[], bool],
     """Let a child do some ``work``, send it a signal ``moment`` seconds after it is ``under_way``; its exit status.
 
     The status is minus the number of a signal that ended it, 3 for ``KeyboardInterrupt``, 4 for another exception, or
-    the number that the work returns.
+    the number that the work returns. What it says is printed once it has ended, for a test that fails to show.
     """
-    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(work,))
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, when the child has written into it
+    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(work, said))
     child.start()
     deadline = time.monotonic() + 60
     while not under_way() and child.is_alive() and time.monotonic() < deadline:
@@ -28,6 +32,9 @@ def died(work: Callable[[], object], number: int, under_way: Callable[[], bool],
         os.kill(child.pid, number)
     child.join(60)
     assert child.exitcode is not None, "it does not end"
+    with said:
+        said.seek(0)
+        print(f"exit status {child.exitcode}: {said.read()}")
     return child.exitcode
 
 
@@ -41,12 +48,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def _quietly(work: Callable[[], object]) -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+def _quietly(work: Callable[[], object], said: TextIO) -> None:
+    sys.stdout = sys.stderr = said
     try:
         status = work()
     except KeyboardInterrupt:
-        os._exit(3)
+        status = 3
     except BaseException:
-        os._exit(4)
+        traceback.print_exc()
+        status = 4
+    said.flush()
     os._exit(status if isinstance(status, int) else 0)

@@ -28,7 +28,7 @@ OURS = {"context_diffusion", "experiments", "clone_only", "set_up"} | {
 BY_OTHERS = {  # imported here, and required by what is listed
     "IPython": "ipykernel", "traitlets": "ipykernel", "zmq": "ipykernel", "jupyter_client": "ipykernel",
     "setuptools": "torch", "httpcore": "httpx", "pygments": "sphinx", "websocket": "websocket-client",
-    "myst_parser": "myst-nb",
+    "myst_parser": "myst-nb", "jupyter_server": "jupyterlab",
 }  # fmt: skip
 
 
