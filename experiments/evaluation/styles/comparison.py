@@ -116,7 +116,7 @@ class StyleMethods:
         for name, row in table.items():
             drawn = [picture for unit in results.of(name) for picture in results.pictures(unit)]
             row |= self.scores.of_row(drawn) if self.has_truth else {}
-        costs = self.costs(repeats=self.bench.count(2, 1))
+        costs = self.costs(repeats=self.bench.count(5, 1))
         report = Report(notes=[
             f"{self.tasks.note()}; {self.bench.steps} steps, guidance {self.bench.row.guidance_scale:g}; "
             "the task is the unit",
