@@ -1,5 +1,6 @@
 """A process that dies at a moment of its work: forked, so that it takes no time to start."""
 
+import gc
 import multiprocessing
 import os
 import random
@@ -50,6 +51,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _quietly(work: Callable[[], object], said: TextIO) -> None:
     sys.stdout = sys.stderr = said
+    gc.callbacks.clear()  # of hypothesis: what a signal raises in a callback of the collector is lost
+    gc.freeze()
     try:
         status = work()
     except KeyboardInterrupt:
