@@ -3,6 +3,8 @@
 import io
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -57,22 +59,49 @@ def pareto(
     rows: Mapping[str, Mapping[str, Estimate]], pairs: Sequence[tuple[str, str]], lower: Sequence[str]
 ) -> Image.Image:
     """Draw a panel for each pair of scores; the rows that no other row beats in both are filled, and joined."""
-    figure = Figure(figsize=(3.4 * len(pairs) + 2.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(pairs) + 2.2, 4.2), layout="constrained")
     axes = figure.subplots(1, len(pairs), squeeze=False)[0]
     numbers = {name: number for number, name in enumerate(rows, start=1)}
+    shown = []
     for axis, pair in zip(axes, pairs, strict=True):
         places = {name: tuple(row[s].value for s in pair) for name, row in rows.items() if all(s in row for s in pair)}
+        shown.append(places)
         front = undominated(places, tuple(-1 if score in lower else 1 for score in pair))
         axis.plot(*zip(*sorted(places[name] for name in front), strict=True), color="#1f6f8b", linewidth=1, zorder=1)
         for name, (x, y) in places.items():
             axis.scatter(x, y, s=26, zorder=2, edgecolors="#1f6f8b", facecolors="#1f6f8b" if name in front else "white")
-            axis.annotate(str(numbers[name]), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
         labels = [f"{score} ({'lower' if score in lower else 'higher'} is better)" for score in pair]
         axis.set(xlabel=labels[0], ylabel=labels[1])
         axis.grid(alpha=0.3)
     listed = "\n".join(f"{number}  {name}" for name, number in numbers.items())
     axes[-1].text(1.06, 1.0, listed, transform=axes[-1].transAxes, va="top", fontsize=8)
+    figure.draw_without_rendering()  # only now the panels have their places
+    for axis, places in zip(axes, shown, strict=True):
+        inches = axis.transData.transform(list(places.values())) / figure.dpi
+        for (name, place), offset in zip(places.items(), beside(inches, 0.13), strict=True):
+            axis.annotate(
+                str(numbers[name]), place, offset * 72, textcoords="offset points", ha="center", va="center",
+                fontsize=7, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5"},
+            )  # fmt: skip
     return picture_of(figure)
+
+
+def beside(points: Float[np.ndarray, "points 2"], distance: float) -> Float[np.ndarray, "points 2"]:
+    """Where the label of each point stands, as an offset: the nearest place that keeps ``distance`` from all else.
+
+    >>> beside(np.array([[0.0, 0.0], [9.0, 9.0]]), 1.0).round(2).tolist()
+    [[0.71, 0.71], [0.71, 0.71]]
+    """
+    angles = np.pi / 4 + np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    candidates = np.concatenate([circle * distance * times for times in (1, 1.5, 2, 3, 4)])
+    taken, chosen = np.asarray(points, dtype=float), []
+    for number, point in enumerate(points):
+        others = np.delete(taken, number, axis=0)
+        gaps = np.linalg.norm((point + candidates)[:, None] - others, axis=2).min(axis=1, initial=np.inf)
+        chosen.append(candidates[np.argmax(np.minimum(gaps, distance))])
+        taken = np.vstack([taken, point + chosen[-1]])
+    return np.array(chosen)
 
 
 def undominated(places: Mapping[str, tuple[float, ...]], signs: Sequence[int]) -> list[str]:
