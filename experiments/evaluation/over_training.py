@@ -12,10 +12,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from context_diffusion.commands import Parser, run_command
 from context_diffusion.context.request import Request
@@ -30,6 +34,7 @@ from .context_palettes import SHOWN, context_cases, palette_ratio
 from .curves import picture_of, with_error
 from .harness import OFFLINE_STEPS
 from .realism import distances, real_scenes
+from .reconstruction import reconstruct
 from .report import finite
 from .text_to_image import background, text_requests
 
@@ -40,7 +45,7 @@ PANELS = {  # of the figure: the scores that share an axis
     "palette ratio (real: dashed)": ("palette ratio",),
     "Frechet distance to real scenes": ("Frechet, DINO", "Frechet, judge"),
 }
-FLOOR = "real scenes"
+FLOOR, DECODED = "real scenes", "real scenes, through the autoencoder"
 
 
 def scored(drawing: Bench, scoring: Bench, groups: int = GROUPS) -> dict[str, Estimate]:
@@ -74,15 +79,26 @@ def drawn(drawing: Bench, scoring: Bench, requests: Sequence[Request]):
     return drawing.draw([replace(request, guidance_scale=scoring.row.guidance_scale) for request in requests])
 
 
-def floor(scoring: Bench, groups: int = GROUPS) -> dict[str, Estimate]:
-    """What real scenes score: as many of the same contents, and a further scene of each style draw."""
+def floors(scoring: Bench, groups: int = GROUPS) -> dict[str, dict[str, Estimate]]:
+    """What real scenes score: as many of the same contents, and a further scene of each style draw.
+
+    And what is left of them, encoded and decoded: no U-Net's pictures can be expected to be nearer to real scenes.
+    """
     contents = [(thing, background(thing, style), style) for thing, style, _ in text_requests(each=EACH)]
-    far = distances(scoring, real_scenes(contents, len(contents)), real_scenes(contents))
+    real, other = real_scenes(contents), real_scenes(contents, len(contents))
     cases = context_cases(groups)
     contexts = [[one.image for one in group[:SHOWN]] for group in cases.groups]
     further = [group[SHOWN].image for group in cases.groups]
-    scores = {f"Frechet, {name}": distance for name, distance in far.items()}
-    return scores | {"palette ratio": palette_ratio(further, contexts, cases.rivals)}
+    rows = {}
+    for name, change in ((FLOOR, list), (DECODED, partial(decoded, scoring.pipe.vae))):
+        rows[name] = {f"Frechet, {one}": far for one, far in distances(scoring, change(other), real).items()}
+        rows[name] |= {"palette ratio": palette_ratio(change(further), contexts, cases.rivals)}
+    return rows
+
+
+def decoded(vae: torch.nn.Module, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """What the autoencoder makes of pictures."""
+    return [Image.fromarray(pixels) for pixels in reconstruct(vae, np.stack([np.asarray(one) for one in pictures]))]
 
 
 def figure(found: Mapping[int, Mapping[str, Estimate]], real: Mapping[str, Estimate]) -> Figure:
@@ -121,7 +137,7 @@ def main() -> None:
     out, scoring = check_output_folder(asked.out, "--out"), Bench(steps=OFFLINE_STEPS)
     benches = {samples: Bench(folder, steps=OFFLINE_STEPS) for samples, folder in sorted(asked.models)}
     found = {samples: scored(bench, scoring, asked.groups) for samples, bench in benches.items()}
-    rows = {**found, FLOOR: floor(scoring, asked.groups)}
+    rows = {**found, **floors(scoring, asked.groups)}
     record = {
         "command": "python -m experiments.evaluation.over_training", "steps": OFFLINE_STEPS, "interval": "95 %",
         "scores": {str(name): {score: finite(value) for score, value in row.items()} for name, row in rows.items()},
