@@ -1,9 +1,10 @@
 """The one training loop: one process or many, averaged weights, mixed precision, resume, a record.
 
-    python -m experiments.training.unet --minutes 120           # goes on from where it stands, on this machine
-    torchrun --nproc-per-node 8 -m experiments.training.unet    # the same samples, on eight GPUs
+    python -m experiments.training.unet --minutes 120              # goes on from where it stands, on this machine
+    torchrun --nproc-per-node 8 -m -- experiments.training.unet    # the same samples, on eight GPUs
 
 It runs through Hugging Face's ``accelerate``: `torchrun` starts the processes, and each takes its share of every batch.
+(What stands behind ``--`` is for the script: `torchrun` takes ``--start`` for an option of its own.)
 What it makes goes to ``build/training/NAME/`` and nowhere else; publishing the weights is a step of its own
 (``python -m experiments.publishing.weights``).
 """
