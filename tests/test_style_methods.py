@@ -171,6 +171,26 @@ def test_the_colour_copy_has_the_references_moments_and_the_near_copy_its_pixels
     assert len({*pixels(copies)}) == len(copies)
 
 
+def test_the_optimised_texture_is_nearer_to_the_references_and_its_picture_to_the_plain_one(bench):
+    stripes = np.tile((np.arange(128) % 8 < 4)[:, None, None] * 200, (1, 128, 3)).astype(np.uint8)
+    task = tasks.Task(("a boat", "a cat"), (Image.fromarray(stripes),), ("a cup",), (3, 4))
+    moved = methods.optimised(bench.pipe, task, steps=25, rate=0.03, **SAMPLING)
+    encoder = bench.pipe.vae.encoder
+
+    def grams(picture: Image.Image) -> list[np.ndarray]:
+        layers = methods.features(encoder, methods.network_range(picture, encoder))
+        flat = [one.detach().double().flatten(2).squeeze(0).numpy() for one in layers]
+        return [one @ one.T / one.shape[1] for one in flat]
+
+    def error(picture: Image.Image) -> float:
+        pairs = zip(grams(picture), grams(task.references[0]), strict=True)
+        return sum(np.square(own - wanted).sum() / np.square(wanted).sum() for own, wanted in pairs)
+
+    for before, after in zip(methods.plain(bench.pipe, task, **SAMPLING), moved, strict=True):
+        assert error(after) < 0.5 * error(before)
+        assert np.corrcoef(np.asarray(before).ravel(), np.asarray(after).ravel())[0, 1] > 0.3
+
+
 def test_what_a_model_cannot_do_is_no_row():
     plain, xl = (methods.rows(Bench(hub_folder(xl)), 1) for xl in (False, True))
     assert not {methods.CONTEXTS, methods.SLERP, methods.BOTH} & {*plain}

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import einsum
 from PIL import Image
 
 from context_diffusion.alignment.aligner import style_aligned
@@ -38,8 +39,10 @@ SWAP, NVQG = "swapped attention", "NVQG"
 ONLY, LOUD, LOUD_ONLY = "Only-Style", "shift log 64", "shift log 64, Only-Style"
 SLERP, BOTH = "two references, SLERP", "two references, attention"
 CONTEXTS, LORA = "context tokens", "LoRA"
+OPTIMISED = "optimised texture"
 COLOUR, NEAR = "cheat: colour copy", "cheat: near copy"
 LORA_STEPS, LORA_RATE = 60, 2e-3
+TEXTURE_STEPS, TEXTURE_RATE = 100, 0.03
 ADAPTERS = ("image_encoder", "context_projector", "ip-adapter")
 
 
@@ -98,6 +101,54 @@ def lora(pipe, task: Task, *, steps: int, rate: float, **sampling) -> list[Image
     return plain(pupil, task, **sampling)
 
 
+def optimised(pipe, task: Task, *, steps: int, rate: float, **sampling) -> list[Image.Image]:
+    """Move the pixels of each plain picture towards the first reference's texture, as Gatys et al. 2016 do.
+
+    The features are those of the autoencoder's encoder, which every model has, in the place of VGG's: its first layer
+    and its blocks. Texture is their Gram matrices, content the last block's output; both count by relative error.
+    """
+    encoder = copy.deepcopy(pipe.vae.encoder).float().requires_grad_(False)
+    grams = [gram(one) for one in features(encoder, network_range(task.references[0], encoder))]
+    found = []
+    for picture in plain(pipe, task, **sampling):
+        pixels = network_range(picture, encoder)
+        content = features(encoder, pixels)[-1]
+        pixels.requires_grad_(True)
+        optimizer = torch.optim.Adam([pixels], lr=rate)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            own = features(encoder, pixels)
+            errors = [relative_error(gram(one), style) for one, style in zip(own, grams, strict=True)]
+            (sum(errors) + relative_error(own[-1], content)).backward()
+            optimizer.step()
+            pixels.data.clamp_(-1, 1)
+        found.append(load_image(pixels.detach()[0].cpu() / 2 + 0.5))
+    return found
+
+
+def network_range(picture: Image.Image, network: torch.nn.Module) -> torch.Tensor:
+    """A picture as a batch of one in [-1, 1], where the network is."""
+    return to_tensor(picture)[None].to(next(network.parameters()).device) * 2 - 1
+
+
+def features(encoder: torch.nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """What an autoencoder's encoder makes of a picture, (1, channels, height, width), layer by layer."""
+    found = [encoder.conv_in(pixels)]
+    for block in encoder.down_blocks:
+        found.append(block(found[-1]))
+    return found
+
+
+def gram(layer: torch.Tensor) -> torch.Tensor:
+    """Mean products of channels over all places, (1, channels, channels)."""
+    return einsum(layer, layer, "n a h w, n b h w -> n a b") / layer[0, 0].numel()
+
+
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Squared distance, in parts of the squared length of what is wanted."""
+    return (found - wanted).square().sum() / wanted.square().sum()
+
+
 def colour_copy(pipe, task: Task, **sampling) -> list[Image.Image]:
     """Give each plain picture the first reference's mean and spread per channel: a cheat."""
     mean, spread = moments(to_tensor(task.references[0]))
@@ -129,7 +180,8 @@ def near_copy(pipe, task: Task, **sampling) -> list[Image.Image]:
 
 
 _LOUD = StyleSettings(score_shift=math.log(64))  # so loud that objects leak
-U_NETS = (INVERTED, FULL, SWAP, NVQG, ONLY, LOUD_ONLY, SLERP, CONTEXTS, LORA)  # methods that transformers have not
+# What transformers have not.
+U_NETS = (INVERTED, FULL, SWAP, NVQG, ONLY, LOUD_ONLY, SLERP, CONTEXTS, LORA, OPTIMISED)
 METHODS: dict[str, Method] = {
     PLAIN: plain,
     NOISED: aligned,
@@ -146,6 +198,7 @@ METHODS: dict[str, Method] = {
     BOTH: partial(aligned, references=2),
     CONTEXTS: with_contexts,
     LORA: partial(lora, steps=LORA_STEPS, rate=LORA_RATE),
+    OPTIMISED: partial(optimised, steps=TEXTURE_STEPS, rate=TEXTURE_RATE),
     COLOUR: colour_copy,
     NEAR: near_copy,
 }
