@@ -14,7 +14,7 @@ from context_diffusion.melodies.instruments import TIMBRES, hertz, stroke, tone
 from context_diffusion.melodies.music_vocabulary import GENRE_WORDS, INSTRUMENTS, MOOD_WORDS, key_word, tempo_word
 from context_diffusion.melodies.piece import BANDS, CUES, MODE_CHANCES, RANGES
 from context_diffusion.melodies.render import ROOM, _in_room
-from experiments.evaluation.hand_features import NearestMean, chroma, estimate_tempo, hand_features, key_fits
+from experiments.evaluation.hand_features import FEATURES, NearestMean, chroma, hand_features, key_fits
 
 SEEDS = st.integers(0, 10**7)
 
@@ -125,12 +125,16 @@ def test_a_stroke_dies_away(drum):
 # --- found again in the sound ----------------------------------------------------------------------------
 
 
+def tempo_of(samples: np.ndarray) -> float:
+    return 2 ** hand_features(samples, RATE)[FEATURES.index("log tempo")]
+
+
 @pytest.mark.parametrize("genre", ["classical piano", "rock", "electronic"])
 def test_the_tempo_is_found_in_the_sound_up_to_its_metre(genre):
     close = []
     for seed in range(8):
         piece = Piece.draw(seed, genre=genre)
-        octaves = np.log2(estimate_tempo(render(piece), RATE) / piece.tempo)
+        octaves = np.log2(tempo_of(render(piece)) / piece.tempo)
         close.append(min(abs(octaves - metre) for metre in (-1, -np.log2(1.5), 0, np.log2(1.5), 1)) < 0.06)
     assert np.mean(close) > 0.8
 
@@ -205,7 +209,7 @@ def test_captions_of_a_piece_differ_and_its_full_one_says_everything():
 def test_the_tempo_of_clicks_is_theirs(tempo):
     clicks = np.zeros(6 * RATE)
     clicks[(np.arange(0, 6, 60 / tempo) * RATE).astype(int)] = 1.0
-    assert estimate_tempo(clicks, RATE) == pytest.approx(tempo, rel=0.03)
+    assert tempo_of(clicks) == pytest.approx(tempo, rel=0.03)
 
 
 def test_a_key_is_found_in_its_scale_and_moves_with_it():

@@ -47,16 +47,6 @@ def hand_features(samples: Float[np.ndarray, " samples"], rate: int) -> Float[np
     ])  # fmt: skip
 
 
-def onset_strength(samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " frames"]:
-    """How much louder each frame of 10 ms is than the one before the last: the mean rise of the log spectrum."""
-    return _rises(_spectra(samples, WINDOW, HOP))
-
-
-def estimate_tempo(samples: Float[np.ndarray, " samples"], rate: int) -> float:
-    """Beats per minute: the likeliest period of the onsets, by autocorrelation under a prior (Ellis 2007)."""
-    return _tempo(onset_strength(samples), rate)
-
-
 def chroma(samples: Float[np.ndarray, " samples"], rate: int) -> Float[np.ndarray, " 12"]:
     """The share of each pitch class, from C, in the amplitudes from 60 Hz to 1.6 kHz."""
     spectrum = np.sqrt(_spectra(samples, LONG, LONG // 4)).sum(axis=0)
@@ -107,11 +97,13 @@ def _spectra(samples: Float[np.ndarray, " samples"], window: int, hop: int) -> F
 
 
 def _rises(power: Float[np.ndarray, "frames bins"]) -> Float[np.ndarray, " others"]:
+    """How much louder each frame of 10 ms is than the one before the last: the mean rise of the log spectrum."""
     logs = np.log1p(100 * np.sqrt(power))
     return np.maximum(0, logs[2:] - logs[:-2]).mean(axis=1)
 
 
 def _tempo(onset: Float[np.ndarray, " frames"], rate: int) -> float:
+    """Beats per minute: the likeliest period of the onsets, by autocorrelation under a prior (Ellis 2007)."""
     lags = np.arange(int(60 * rate / HOP / FASTEST), int(60 * rate / HOP / SLOWEST) + 1)
     moved = np.pad(onset - onset.mean(), (0, lags[-1]))
     correlation = np.fft.irfft(np.abs(np.fft.rfft(moved)) ** 2, len(moved))
