@@ -358,7 +358,7 @@ def test_one_more_method_draws_that_method_alone(tmp_path, capsys):
 
 
 STATEFUL = (methods.LORA, methods.NVQG, methods.ONLY, methods.CONTEXTS, methods.NEAR)  # they change most on the way
-SPLIT = ["--limit", "2", "--steps", "2", *(word for name in STATEFUL for word in ("--only", name))]
+SPLIT = ["--quick", "--limit", "2", "--steps", "2", *(word for name in STATEFUL for word in ("--only", name))]
 
 
 @pytest.mark.slow
