@@ -1,7 +1,8 @@
 """Does the picture keep the query's layout? Edges and depth, with a ControlNet and without.
 
 Texture has edges of its own: no halftone picture can have exactly the edges of a plain drawing. So the table ends with
-the most that can be reached: the same layout, really drawn in the style of the prompt.
+the most that can be reached: the same layout, really drawn in the style of the prompt, and what the autoencoder leaves
+of it.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from context_diffusion.metrics import depth_rank_correlations, edge_f1_scores, e
 from context_diffusion.scenes import STYLES, Rendering, caption, render
 
 from .bench import Bench
+from .reconstruction import decoded
 from .report import Report
 from .sheets import labelled_sheet
 from .tables import Table
@@ -25,7 +27,7 @@ from .unseen import LAYOUT, query, seed_of, style_draw
 
 THRESHOLDS = (100, 200)  # those of control.canny_map
 OUTLINED = ("flat", "line art", "neon", "blueprint")  # styles without texture
-OFF, REAL = "no ControlNet", "really drawn"
+OFF, REAL, DECODED = "no ControlNet", "really drawn", "really drawn, decoded"
 STRONG = "canny at scale 1.5"
 
 
@@ -54,6 +56,7 @@ def run(bench: Bench) -> Report:
         render(one.scene, style, seed_of(LAYOUT + i)).image
         for i, (one, style) in enumerate(zip(queries, draws, strict=True))
     ]
+    drawn[DECODED] = decoded(bench, drawn[REAL])
     add_edges(report, drawn, queries, np.array(styles))
     if bench.has("depth"):
         add_depth(report, bench, drawn, queries)
@@ -89,7 +92,8 @@ def add_edges(
     if "canny" in scores:
         report.add("edge F1, canny less none", estimate_difference(scores["canny"], scores[OFF]))
         report.add(f"edge F1, {STRONG} less canny", estimate_difference(scores[STRONG], scores["canny"]))
-        report.add("edge F1, canny less really drawn", estimate_difference(scores["canny"], scores[REAL]))
+        for most in (REAL, DECODED):
+            report.add(f"edge F1, canny less {most}", estimate_difference(scores["canny"], scores[most]))
         rows = {
             style: {
                 f"edge F1, {key}": estimate_mean(scores[key][styles == style]).within(0, 1) for key in ("canny", REAL)

@@ -15,11 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from PIL import Image
 
 from context_diffusion.commands import Parser, run_command
 from context_diffusion.context.request import Request
@@ -34,7 +31,7 @@ from .context_palettes import SHOWN, context_cases, palette_ratio
 from .curves import picture_of, with_error
 from .harness import OFFLINE_STEPS
 from .realism import distances, real_scenes
-from .reconstruction import reconstruct
+from .reconstruction import decoded
 from .report import finite
 from .text_to_image import background, text_requests
 
@@ -90,15 +87,10 @@ def floors(scoring: Bench, groups: int = GROUPS) -> dict[str, dict[str, Estimate
     contexts = [[one.image for one in group[:SHOWN]] for group in cases.groups]
     further = [group[SHOWN].image for group in cases.groups]
     rows = {}
-    for name, change in ((FLOOR, list), (DECODED, partial(decoded, scoring.pipe.vae))):
+    for name, change in ((FLOOR, list), (DECODED, partial(decoded, scoring))):
         rows[name] = {f"Frechet, {one}": far for one, far in distances(scoring, change(other), real).items()}
         rows[name] |= {"palette ratio": palette_ratio(change(further), contexts, cases.rivals)}
     return rows
-
-
-def decoded(vae: torch.nn.Module, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """What the autoencoder makes of pictures."""
-    return [Image.fromarray(pixels) for pixels in reconstruct(vae, np.stack([np.asarray(one) for one in pictures]))]
 
 
 def figure(found: Mapping[int, Mapping[str, Estimate]], real: Mapping[str, Estimate]) -> Figure:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from context_diffusion.checkpoints import load_part
 from context_diffusion.metrics import estimate_mean
@@ -34,13 +35,24 @@ def reconstruct(vae: torch.nn.Module, pixels: UInt8[np.ndarray, "n h w 3"]) -> U
 
 
 @cache
-def originals_and_decoded(bench: Bench) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
-    """500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
+def autoencoder(bench: Bench) -> torch.nn.Module:
+    """The model's own, in single precision."""
     from diffusers import AutoencoderKL
 
-    vae = load_part(AutoencoderKL, bench.row.location, subfolder="vae").eval()
+    return load_part(AutoencoderKL, bench.row.location, subfolder="vae").eval()
+
+
+@cache
+def originals_and_decoded(bench: Bench) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
+    """500 unseen scenes and what the autoencoder makes of them; worked out once for all protocols."""
     pixels = np.stack([one.pixels for one in sample(bench.count(500, 20))])
-    return pixels, reconstruct(vae, pixels)
+    return pixels, reconstruct(autoencoder(bench), pixels)
+
+
+def decoded(bench: Bench, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """What is left of pictures, encoded and decoded: no U-Net's pictures can be expected to be better."""
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return [Image.fromarray(one) for one in reconstruct(autoencoder(bench), pixels)]
 
 
 def psnr(first: UInt8[np.ndarray, "n h w 3"], second: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
