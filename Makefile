@@ -17,7 +17,7 @@
 #   make train-X    one offline model, resumable; e.g. make train-unet ARGS="--minutes 120"  -> build/training/X/
 #   make publish    what was trained, for the library to find: make publish ARGS="unet"      -> data/checkpoints/
 #   make train      every offline model in order, each published before the next is trained  -> data/checkpoints/
-#   make evaluate   scores and cards of the offline models; the papers' tables from few sets -> figures/offline/
+#   make evaluate   scores and cards of the offline models, and the papers' tables on trial  -> figures/offline/
 #   make papers     the papers' tables in full: hours on two cores; resumable                -> figures/evaluation/
 #   make clean      removes what can be made again: build/, out/, caches
 #
@@ -38,7 +38,7 @@ RUNTIME := $(VENV)/.runtime-$(CLONE)
 DEV := $(VENV)/.dev-$(CLONE)
 SET_UP := $(PYTHON) set_up.py $(VENV) $(PIP_ARGS)
 FIRST := notebooks/00_quickstart.ipynb
-COMPONENTS := vae clip unet controlnet-canny controlnet-depth decoder depth dino judge texture captioner speech music
+COMPONENTS := vae clip unet controlnet-canny controlnet-depth judge decoder depth dino texture captioner speech music
 
 PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 

@@ -28,7 +28,6 @@ class Model:
 
     name: str
     location: str  # a folder or a repository id
-    resolution: int  # pixels, the side of the square it was trained on
     vram_gb: float  # graphics memory for one picture in half precision; more than is there -> parts are moved in turn
     licence: str
     steps: int = 30
@@ -56,7 +55,7 @@ SD35 = "stabilityai/stable-diffusion-3.5"
 
 def transformer(name: str, location: str, licence: str, vram_gb: float, **settings) -> Model:
     """A row for a model that draws with a transformer, of 1024 x 1024 pixels; ``vram_gb`` is what its weights take."""
-    return Model(name, location, 1024, vram_gb, licence, half="bfloat16", transformer=True, **settings)
+    return Model(name, location, vram_gb, licence, half="bfloat16", transformer=True, **settings)
 
 
 MODELS = {
@@ -65,7 +64,6 @@ MODELS = {
         Model(
             name="tiny-scenes",
             location=str(TINY_SCENES),
-            resolution=128,
             vram_gb=1,
             licence="MIT",
             steps=20,
@@ -78,7 +76,6 @@ MODELS = {
         Model(
             name="sd15",
             location="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            resolution=512,
             vram_gb=4,
             licence="CreativeML OpenRAIL-M",
             parts={
@@ -91,7 +88,6 @@ MODELS = {
         Model(
             name="sdxl",
             location="stabilityai/stable-diffusion-xl-base-1.0",
-            resolution=1024,
             vram_gb=12,
             licence="CreativeML Open RAIL++-M",
             guidance_scale=6.0,
@@ -187,9 +183,10 @@ def find_model(name: str | Path = DEFAULT) -> Model:
             raise ValueError(f"{folder} holds no model_index.json, so it is no pipeline saved by save_pretrained.")
         if (folder / "transformer").is_dir():
             return transformer(str(name), text, "see its model card", vram_gb=0)
-        return Model(str(name), text, _resolution(folder), vram_gb=0, licence="see its model card")
+        _check_pipeline(folder)
+        return Model(str(name), text, vram_gb=0, licence="see its model card")
     if _is_repository(text):
-        return Model(text, text, resolution=0, vram_gb=0, licence="see its model card")
+        return Model(text, text, vram_gb=0, licence="see its model card")
     raise ValueError(
         f"There is no model {shown(text)}: give one of {', '.join(MODELS)}, an existing folder, or a repository id "
         f"owner/name{hint(text, MODELS)}"
@@ -209,13 +206,13 @@ def _is_repository(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text, re.ASCII) is not None and len(text) <= 96
 
 
-def _resolution(folder: Path) -> int:
-    """Read a saved pipeline's picture size from its configs: latent side times the VAE's factor."""
-    try:
-        unet, vae = (read_settings(folder / part / "config.json") for part in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
+def _check_pipeline(folder: Path) -> None:
+    """Raise ``ValueError`` for a folder without the configs of a U-Net and a VAE."""
+    for part in ("unet", "vae"):
+        try:
+            read_settings(folder / part / "config.json")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:

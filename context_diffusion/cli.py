@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="tiny-scenes", help="tiny-scenes (offline), sd15, sdxl, a folder, or owner/name of the hub")
-    add("--steps", type=int, metavar="N", help="denoising steps (default: the model's, 30)")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: the model's own, 20 for tiny-scenes)")
     add(
         "--guidance-scale", type=float, metavar="S", help="how strongly prompt and contexts pull (default: the model's)"
     )

@@ -19,7 +19,7 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from .checkpoints import DEFAULT
+from .checkpoints import DEFAULT, find_model
 from .checks import LIMITS, check_count, check_finite, check_flag, check_number, check_text
 from .commands import Parser, run_command
 from .files import as_path, check_output, sweep, written_whole
@@ -34,6 +34,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every atten
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 PROGRESS = "unfinished.pt"  # beside it, until the last step is done
 STRETCH = 25  # steps between two writes of the progress
+ONLY = "Fine-tuning works on tiny-scenes and Stable Diffusion 1.x and 2.x"
 LEAST_RATE = 1e-12
 
 
@@ -105,9 +106,11 @@ def finetune(
     hidden = not check_flag("progress", progress)
     files, captions = read_folder(images, caption)
     asked |= {"model": str(model), "pictures and captions": digest(files, captions)}
+    if find_model(model).transformer:
+        raise ValueError(f"{ONLY}; {model} draws with a transformer.")
     pipe = load_pipeline(model)
-    if hasattr(pipe, "text_encoder_2"):
-        raise ValueError(f"Fine-tuning works on tiny-scenes and Stable Diffusion 1.x and 2.x; {model} is SDXL.")
+    if hasattr(pipe, "text_encoder_2") or not hasattr(pipe, "unet"):
+        raise ValueError(f"{ONLY}; {model} is a {type(pipe).__name__}.")
     learner = Learner(pipe, asked["rank"], asked["learning_rate"], asked["seed"])
     losses = learner.take_up(out / PROGRESS, asked)
     latents, text = encode(pipe, files, captions)

@@ -1,4 +1,4 @@
-"""Building and placing diffusers pipelines: the one file that knows their classes and the kinds of ControlNet."""
+"""Building and placing diffusers pipelines, with and without ControlNets."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +33,9 @@ def load_pipeline(
 
     ``control="canny"`` or ``"depth"`` adds that ControlNet, a list several (their residuals add up, and the pipeline
     wants lists of pictures and scales); ``image_to_image=True`` takes the image-to-image class.
-    ``dtype``, or its word such as "fp16", is for hub models on a GPU half precision (bfloat16 for transformers) and
-    float32 elsewhere; ``options`` go to ``from_pretrained``. Raises ``ValueError`` for an unknown name or a damaged
-    part, ``FileNotFoundError`` for weights that cannot be had.
+    ``dtype``, or its word such as "fp16", is by default half precision for hub models on a CUDA GPU (bfloat16 for
+    transformers) and float32 elsewhere, Apple's GPU included; ``options`` go to ``from_pretrained``. Raises
+    ``ValueError`` for an unknown name or a damaged part, ``FileNotFoundError`` for weights that cannot be had.
     """
     model = find_model(name)
     device = find_device(device)

@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +14,6 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator
 from torch import Tensor
 
 from .checks import check_count, check_number, shown
-from .files import check_output, written_whole
 from .images import ImageLike, listed, load_image
 from .metrics.estimates import Estimate
 from .signatures import checked
@@ -289,19 +286,6 @@ def _layered(edges: Sequence[tuple[str, str]]) -> tuple[list[list[str]], list[li
         height = {name: row - len(left) / 2 for row, name in enumerate(left)}
         right.sort(key=lambda name: np.mean([height[one] for one in before[name] if one in height] or [0]))
     return columns, routes
-
-
-@checked
-def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 110) -> Path:
-    """Write a figure under a temporary name, then rename it; raises ``ValueError`` for a path it cannot be written to.
-
-    The suffix of ``path`` says the format; ``dpi`` is from 20 to 1200.
-    """
-    path = check_output(path, [f".{kind}" for kind in figure.canvas.get_supported_filetypes()], "The figure")
-    check_count("dpi", dpi, 1200, low=20)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
-    return path
 
 
 def _canvas(

@@ -384,7 +384,7 @@ EXAMPLES: dict[str, Callable[[], object]] = {
     "compare.rows": lambda: {"a": [picture()], "b": [picture()]}, "bars.samples": lambda: {"a": [1, 2], "b": [3]},
     "estimates.values": lambda: {"a": estimate()}, "lines.series": lambda: {"a": [1, 2]},
     "flow_diagram.paths": lambda: ["a -> b"],
-    "heatmap.values": lambda: tensor(2, 2), "save_figure.figure": figure, "show.images": picture,
+    "heatmap.values": lambda: tensor(2, 2), "show.images": picture,
     "notebook.check.answer": lambda: 1.0, "notebook.check.expected": lambda: 1.0, "Setup.device": lambda: "cpu",
     "Setup.threads": lambda: 1, "Setup.seed": lambda: 0, "Setup.data": lambda: Path("data"),
     "starting_values.controls": lambda: {"x": (1, 2)}, "play.x": lambda: (1, 2),

@@ -150,7 +150,7 @@ def test_control_measures_the_models_own_controlnet():
 
 def test_a_measurement_takes_no_fallback(tmp_path, monkeypatch, capsys):
     model = Model(
-        "promised", str(hub_folder(control=True)), 32, 0, "MIT", parts={"ip-adapter": "owner/none"}, adapter_file="a/b"
+        "promised", str(hub_folder(control=True)), 0, "MIT", parts={"ip-adapter": "owner/none"}, adapter_file="a/b"
     )
     monkeypatch.setitem(MODELS, "promised", model)
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]

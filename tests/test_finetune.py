@@ -236,6 +236,9 @@ def test_the_command_answers_in_one_line(folder, tmp_path, monkeypatch, capsys, 
     assert found == status and len(error) == bool(status) and said in "".join(error)
 
 
-def test_sdxl_is_refused_in_a_sentence(folder, tmp_path):
-    with pytest.raises(ValueError, match="is SDXL"):
+def test_what_it_does_not_work_on_is_refused_in_a_sentence(folder, tmp_path):
+    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline"):
         finetune(folder, "a boat", tmp_path, model=str(hub_folder(True)))
+    for name in ("qwen-image", "sd35-medium"):  # before any of their weights are asked for
+        with pytest.raises(ValueError, match=f"1.x and 2.x; {name} draws with a transformer"):
+            finetune(folder, "a boat", tmp_path, model=name)

@@ -18,7 +18,6 @@ from context_diffusion.plotting import (
     heatmap,
     lines,
     mean_and_interval,
-    save_figure,
     show,
 )
 
@@ -108,17 +107,6 @@ def test_logarithmic_axes_write_plain_numbers_that_do_not_overlap():
     for wrong in ({"series": {"a": [1, 0]}, "x": [1, 2]}, {"series": {"a": [1, 2]}}):
         with pytest.raises(ValueError, match="positive"):
             lines(**wrong, log=True)
-
-
-def test_saving_a_figure_is_all_or_nothing(tmp_path, monkeypatch):
-    path = save_figure(show(RED), tmp_path / "a" / "f.png")
-    assert Image.open(path).width > 50
-    figure = show(BLUE)
-    monkeypatch.setattr(figure, "savefig", lambda file, dpi: (open(file, "w").close(), 1 / 0))
-    before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError):
-        save_figure(figure, path)
-    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=5, unique=True).map(sorted)

@@ -62,9 +62,10 @@ def ddim_invert(
     ``image`` is a picture or a list of them (cropped to ``height`` x ``width``, by default the size the model was
     made for); or ``latents`` are encoded ones (scaled, as the U-Net sees them). ``prompt`` describes the reference:
     one for all, or one each; ``negative_prompt`` is what guidance leads away from. ``guidance_scale=1`` inverts
-    without guidance, most accurately; StyleAligned (section 4) uses 2. ``num_inference_steps`` are those of sampling.
-    Each of ``fixed_point_iterations`` costs as many model calls as the inversion itself. Returns a :class:`Trajectory`
-    whose level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before work starts.
+    without guidance, most accurately; the StyleAligned authors' code uses 2. ``num_inference_steps`` are those of
+    sampling. Each of ``fixed_point_iterations`` costs as many model calls as the inversion itself. Returns a
+    :class:`Trajectory` whose level k is what step k of sampling meets. Raises ``ValueError`` or ``TypeError`` before
+    work starts.
     """
     check_count("fixed_point_iterations", fixed_point_iterations, low=0)
     start = _start(pipe, image, prompt, latents, num_inference_steps, guidance_scale, negative_prompt, height, width)

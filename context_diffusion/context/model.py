@@ -71,8 +71,8 @@ class ContextDiffusion:
         """Load a model by name (``"tiny-scenes"``, ``"sd15"``, ``"sdxl"``), folder, or repository id.
 
         Contexts act by tokens where the folder holds a trained ``context_projector``, by IP-Adapter where its weights
-        are at hand, and by colour otherwise. ``device`` is the GPU where there is one, ``dtype`` float16 there for hub
-        models. Raises as :func:`context_diffusion.load_pipeline` does.
+        are at hand, and by colour otherwise. ``device`` is the GPU where there is one, ``dtype`` float16 for hub
+        models on CUDA and float32 otherwise. Raises as :func:`context_diffusion.load_pipeline` does.
         """
         model = find_model(name)
         if model.transformer:

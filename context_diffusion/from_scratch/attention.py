@@ -62,7 +62,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Look at the picture, look at the prompt, think (Rombach et al. 2022, table 15); each step adds to x."""
+    """Look at the picture, look at the prompt, think (Rombach et al. 2022, table 16); each step adds to x."""
 
     def __init__(self, width: int, heads: int, context_width: int):
         super().__init__()

@@ -259,6 +259,6 @@ class Euler(Scheduler):
     def step(
         self, output: Latents, x_t: Latents, t: Time, s: Time, noise: Latents | None = None
     ) -> tuple[Latents, Latents]:
-        """(y_s, predicted x_0), for s earlier than t (Karras et al. 2022, algorithm 1, line 7)."""
+        """(y_s, predicted x_0), for s earlier than t (Karras et al. 2022, algorithm 1, line 5)."""
         x_0, epsilon = self.predict(output, self.model_input(x_t, t), t)
         return x_t + (self.ratio(s) - self.ratio(t)) * epsilon, x_0

@@ -33,7 +33,7 @@ def text_image_scores(
     """The cosine of each picture with its own text, in one joint space (CLIP): cos(E_I(x_i), E_T(y_i)).
 
     ``texts`` holds one text per picture: the whole prompt, or only its object ("a boat"), which is what StyleAligned
-    (section 5) scores, since style is the business of the other score. A text that repeats within a batch is encoded
+    (section 4) scores, since style is the business of the other score. A text that repeats within a batch is encoded
     once. The published CLIP scores are these cosines, not multiplied by 100 or 2.5, and not clipped at 0.
     """
     texts = list(texts)
@@ -71,7 +71,7 @@ def text_image_similarity(
 def pairwise_scores(
     sets: Iterable[object], encode: Encoder | None = None, *, batch_size: int = BATCH_SIZE
 ) -> Float[np.ndarray, " sets"]:
-    """The mean cosine over all pairs of pictures within each set: the "DINO" score of StyleAligned (section 5).
+    """The mean cosine over all pairs of pictures within each set: the "DINO" score of StyleAligned (section 4).
 
     ``sets`` is an iterable of sets of at least two pictures (or, without ``encode``, of embeddings (m, d)); for the
     published score, ``encode`` returns the class token of a DINO ViT. Over unit vectors u_1..u_m the mean over pairs is

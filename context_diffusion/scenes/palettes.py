@@ -1,4 +1,4 @@
-"""Colour: six palette families, from which a style draws its seven named colours."""
+"""Colour: six palette families, from which a style draws its eight named colours."""
 
 import colorsys
 

@@ -1,7 +1,7 @@
 """Does the picture keep the query's layout? Edges and depth, with a ControlNet and without.
 
 Texture has edges of its own: no halftone picture can have exactly the edges of a plain drawing. So the table ends with
-the most that can be reached: the same layout, really drawn in the style of the prompt, and what the autoencoder leaves
+the best to be expected: the same layout, really drawn in the style of the prompt, and what the autoencoder leaves
 of it.
 """
 

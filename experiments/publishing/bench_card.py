@@ -55,7 +55,7 @@ drawn: where every colour is, with which texture, and what else there is in the 
 
 ```bash
 python -m experiments.evaluation methods                                   # the development set: tune on this
-python -m experiments.evaluation methods --method mine.py:tinted           # your method: only its row is drawn
+python -m experiments.evaluation methods --method mine.py:tinted           # your method beside the others
 python -m experiments.evaluation methods --references FOLDER --model sdxl  # your own pictures, another model
 python -m experiments.evaluation methods --test                            # the held-out set: the table below
 ```
@@ -70,10 +70,10 @@ the references' own draw, which a perfect method would reach. They are the two e
 
 {asked}
 
-What is seen, is seen by two small networks, trained on real scenes alone and apart from all that draws. The judge
-names object and background ([its accuracy](../data/checkpoints/tiny-scenes/README.md)). The reader finds the slots of
-the palette and the numbers of the texture. Its own error on unseen scenes, where guessing the mean is {guessed}
-deviations off, is what no method can beat:
+Two small networks do the seeing; both are trained on real scenes alone, apart from all that draws. The judge names
+object and background ([its accuracy](../data/checkpoints/tiny-scenes/README.md)). The reader finds the slots of the
+palette and the numbers of the texture. Its own error on unseen scenes, where guessing the mean is {guessed} deviations
+off, is what no method can beat:
 
 {reader}
 
@@ -100,7 +100,9 @@ cheat in the scores that are there to catch it.
 ## What is claimed, and what holds here
 
 Paired differences, task by task. A claim holds where the whole interval lies on its side of zero, fails where none of
-it does, and is open in between; "keeps" allows for a loss of 3 points, or of 0.03 in the score's own unit.
+it does, and is open in between. One that something "keeps" or "does not win" allows for 3 points, or for 0.03 in the
+score's own unit: it holds where the interval goes no further than that to the wrong side, and fails where it does and
+lies wholly on that side.
 
 {claims}
 
@@ -121,8 +123,9 @@ returns one picture of each prompt, and leaves the pipeline as it found it. This
 {example}
 ```
 
-`--method mine.py:tinted` draws that row alone, and again where the file has changed; `--only ROW` leaves out others.
-Your own pictures come as a folder, each captioned by a text file beside it or in one `captions.toml`:
+`--method mine.py:tinted` puts your row beside the others. What was drawn before is kept: after a first full run only
+your row is drawn, and again where its file has changed. `--only tinted` leaves out the others. Your own pictures come
+as a folder, each captioned by a text file beside it or in one `captions.toml`:
 
 ```toml
 prompts = ["a bridge", "a fox"]    # what to draw in every style; may be left out
@@ -221,7 +224,7 @@ def unread(reader: Rows, guess: float = GUESSED) -> str:
     if not found:
         return "Every parameter is read better than by guessing."
     listed = " and ".join(found) if len(found) < 3 else f"{', '.join(found[:-1])} and {found[-1]}"
-    return f"No better than by guessing it reads {listed}: there, it adds about as much to every method's texture."
+    return f"It reads {listed} no better than by guessing; that adds about the same error to every method's texture."
 
 
 def thrown() -> str:

@@ -80,8 +80,8 @@ with consecutive seeds and no cherry-picking; intervals are 95 %.
 
 ## Limits
 
-- Aims marked "missed" are missed. Edge F1 can reach at most what "really drawn" does, because texture has edges that no
-  query has (style by style: `figures/offline/layout-styles.md`).
+- Aims marked "missed" are missed. Edge F1 can hardly be better than that of what is "really drawn", because texture has
+  edges that no query has (style by style, from six queries each: `figures/offline/layout-styles.md`).
 - Any model can continue from its published weights, e.g.
   `python -m experiments.training.unet --start data/checkpoints/tiny-scenes`.
 - Words outside the world fall apart into bytes and mean nothing to the model. Prompts longer than about twenty words

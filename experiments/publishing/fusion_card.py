@@ -9,9 +9,7 @@ import sys
 
 from context_diffusion.commands import run_command
 from context_diffusion.files import ROOT, TINY_FUSION, check_output, written_whole
-from context_diffusion.scenes.dataset import GROUP
 
-from ..training import data
 from ..training.speech_data import ACCENTS, COUNT, VARIANTS
 from .card import FUSION_PROTOCOLS, score_table, training_table
 
@@ -40,7 +38,8 @@ Written by `python -m experiments.publishing.fusion_card`; all numbers come from
 
 ## Recipe
 
-The captioner learns from the {pictures:,} pictures of `tiny-scenes`; the scores below are on others. Its vision tower
+The captioner learned from 24,000 pictures of `tiny-scenes`, those of the first 6,000 style draws; the scores below are
+on others. Its vision tower
 starts as that of the offline CLIP (whose first LayerNorm is folded into the embedding); its decoder starts from nothing
 and learns the whole sentence, "a boat among hills under the sun, watercolor style", by cross-entropy. Pictures are
 cropped a little, mirrored at random, and dynamically normalized, so that captions say nothing about the palette.
@@ -81,7 +80,6 @@ def card() -> str:
     weights = sum(file.stat().st_size for file in TINY_FUSION.rglob("*.safetensors"))
     return TEXT.format(
         megabytes=weights / 1e6,
-        pictures=data.GROUPS * GROUP,
         utterances=COUNT,
         voices=len(VARIANTS),
         accents=len(ACCENTS),

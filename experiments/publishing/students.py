@@ -26,7 +26,7 @@ from pathlib import Path
 import nbformat
 
 from context_diffusion.commands import Parser, run_command
-from context_diffusion.files import ROOT
+from context_diffusion.files import ROOT, as_path
 
 from .doors import BRANCH, FOLDER, first_cell, repository_address
 
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--course", type=Path, default=COURSE, metavar="FOLDER", help="default: build/students")
     asked = parser.parse_args(arguments)
     lessons = [path for path in sorted(FOLDER.glob("*.ipynb")) if path.name[:2] in asked.lessons or not asked.lessons]
-    course = asked.course.resolve()
+    course = as_path(asked.course, "--course").resolve()
     prepare(course)
     if asked.grade:
         print(grade(course, lessons))

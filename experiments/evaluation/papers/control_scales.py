@@ -1,4 +1,4 @@
-"""Layout against style: the scale of a ControlNet is swept, with style alignment and without (StyleAligned, section 5).
+"""Layout against style: the scale of a ControlNet is swept, with alignment and without (StyleAligned, section 4.3).
 
 A query gives the layout, another picture, which is inverted, gives the style, and the prompt names the query's object
 in that style. What the ControlNet gains in layout (edge F1 and depth rank correlation to the query) it may cost in

@@ -1,4 +1,4 @@
-"""StyleAligned's protocol (Hertz et al. 2024, section 5): sets of objects in one style, aligned or not.
+"""StyleAligned's protocol (Hertz et al. 2024, section 4): sets of objects in one style, aligned or not.
 
 Each set is drawn from the same noise under every setting. Scores: the mean pairwise cosine of DINO's class tokens and
 the mean palette distance within a set; CLIP's cosine between a picture and the name of its object; and where the truth

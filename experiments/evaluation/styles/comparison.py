@@ -1,7 +1,7 @@
 """Style methods side by side, on references whose truth is known, or on pictures of one's own.
 
     python -m experiments.evaluation methods                                  # on the development set
-    python -m experiments.evaluation methods --method mine.py:method          # one more row: only that is drawn
+    python -m experiments.evaluation methods --method mine.py:method          # one more row; what is there is kept
     python -m experiments.evaluation methods --only NVQG --only mine --method mine.py:mine
     python -m experiments.evaluation methods --references FOLDER --model sd15
     python -m experiments.evaluation methods --test                           # the published table
@@ -218,7 +218,7 @@ def claims(results: Results) -> list[Claim]:
         ("a LoRA is closer than StyleAligned", m.LORA, m.NOISED, "slot palette", "below"),
         ("the colour copy wins DINO from StyleAligned", m.COLOUR, m.NOISED, "DINO", "above"),
         ("the colour copy does not win textures", m.COLOUR, m.NOISED, "texture", "not below"),
-        ("the near copy does not win objects", m.NEAR, PLAIN, "object", "below"),
+        ("the near copy loses objects", m.NEAR, PLAIN, "object", "below"),
         ("the near copy is seen to copy", m.NEAR, PLAIN, "pixel copy", "above"),
     ]
     return decide(results, asked)
