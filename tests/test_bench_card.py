@@ -36,7 +36,7 @@ def test_every_score_that_the_page_explains_or_shows_is_one_of_the_bench():
 
 def test_what_the_reader_cannot_read_is_named():
     rows = {"neon": {"wrong slots": {"high": "0.9"}, "weight": {"high": "0.5"}}, "crayon": {"weight": {"high": "1.1"}}}
-    assert unread(rows).startswith("No better than by guessing it reads the weight of crayon:")
+    assert unread(rows).startswith("It reads the weight of crayon no better than by guessing;")
     assert unread({"neon": rows["neon"]}) == "Every parameter is read better than by guessing."
 
 
