@@ -207,12 +207,12 @@ def _is_repository(text: str) -> bool:
 
 
 def _check_pipeline(folder: Path) -> None:
-    """Raise ``ValueError`` for a folder without the configs of a U-Net and a VAE."""
-    for part in ("unet", "vae"):
-        try:
-            read_settings(folder / part / "config.json")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
+    """Raise ``ValueError`` for a folder whose U-Net and VAE do not say what size of picture they draw."""
+    try:
+        unet, vae = (read_settings(folder / part / "config.json") for part in ("unet", "vae"))
+        int(unet["sample_size"]), len(vae["block_out_channels"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is no Stable Diffusion pipeline with a unet and a vae ({error}).") from error
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:

@@ -81,6 +81,15 @@ def test_a_variant_shares_the_parts_and_leaves_their_precision(build):
     assert type(as_pipeline(other)) is type(pipe)
 
 
+def test_a_folder_that_says_no_size_is_no_pipeline(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no Stable Diffusion pipeline with a unet and a vae .*sample_size"):
+        find_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("SDXL", "sdxl"), ("sd1.5", "sd15"), ("tiny_scenes", "tiny-scenes"), ("tinyscene", "tiny-scenes")],

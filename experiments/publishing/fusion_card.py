@@ -39,10 +39,10 @@ Written by `python -m experiments.publishing.fusion_card`; all numbers come from
 ## Recipe
 
 The captioner learned from 24,000 pictures of `tiny-scenes`, those of the first 6,000 style draws; the scores below are
-on others. Its vision tower
-starts as that of the offline CLIP (whose first LayerNorm is folded into the embedding); its decoder starts from nothing
-and learns the whole sentence, "a boat among hills under the sun, watercolor style", by cross-entropy. Pictures are
-cropped a little, mirrored at random, and dynamically normalized, so that captions say nothing about the palette.
+on others. Its vision tower starts as that of the offline CLIP (whose first LayerNorm is folded into the embedding); its
+decoder starts from nothing and learns the whole sentence, "a boat among hills under the sun, watercolor style", by
+cross-entropy. Pictures are cropped a little, mirrored at random, and dynamically normalized, so that captions say
+nothing about the palette.
 
 The transcriber is a Whisper with one token for each word of the world. It learns from {utterances:,} sentences that
 espeak-ng says in {voices} voices of {accents} accents, faster or slower, in noise 3 to 30 dB below the voice, with
