@@ -1,6 +1,6 @@
 """How pictures get better with training: every score over the samples that a U-Net has seen.
 
-    python -m experiments.evaluation.over_training 216000=FOLDER 579000=FOLDER 934000=data/checkpoints/tiny-scenes
+    python -m experiments.evaluation.over_training 216000=FOLDER 934000=FOLDER 2008000=data/checkpoints/tiny-scenes
 
 Each folder is a whole model. All draw the same prompts and contexts from the same noises, at the guidance and in the
 steps of the offline model, and one DINO and one judge, the published ones, score them all: so first generations can be
@@ -114,7 +114,7 @@ def pair(text: str) -> tuple[int, str]:
     samples, sign, folder = text.partition("=")
     if not sign or not samples.isdigit():
         raise argparse.ArgumentTypeError(
-            f"give SAMPLES=FOLDER, such as 934000=data/checkpoints/tiny-scenes; got {text!r}"
+            f"give SAMPLES=FOLDER, such as 2008000=data/checkpoints/tiny-scenes; got {text!r}"
         )
     return int(samples), folder
 

@@ -69,7 +69,10 @@ did other work as well. A sum is a run and those that continued from its weights
 Two stretches were run in a trial whose code is not kept; what it found is in the scripts now, which reach the same from
 nothing. The autoencoder of the table's first row was trained on with the equivariance loss: 4,000 steps of 8 crops of
 96 pixels, at 4e-4, 30 minutes. The U-Net's row begins where the trial left it: after 278,000 samples with AdamW and
-301,000 with Muon. The networks that score (`clip`, `depth`, `judge`, and `dino` at first) saw the first 6,000 draws.
+301,000 with Muon. Its steps from 27,351 to 27,511 were of 64 samples, a trial of larger batches too short to tell, and
+in the last 17,000 the rate falls: 2,008,000 samples in all. The last run of `controlnet-canny` began beside the
+U-Net's, on the average of its weights at that time, and went on from step 17,117 on those published here. The networks
+that score (`clip`, `depth`, `judge`, and `dino` at first) saw the first 6,000 draws.
 
 ## Scores
 
