@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -77,13 +78,18 @@ def pareto(
     axes[-1].text(1.06, 1.0, listed, transform=axes[-1].transAxes, va="top", fontsize=8)
     figure.draw_without_rendering()  # only now the panels have their places
     for axis, places in zip(axes, shown, strict=True):
-        inches = axis.transData.transform(list(places.values())) / figure.dpi
-        for (name, place), offset in zip(places.items(), beside(inches, 0.13), strict=True):
-            axis.annotate(
-                str(numbers[name]), place, offset * 72, textcoords="offset points", ha="center", va="center",
-                fontsize=7, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5"},
-            )  # fmt: skip
+        label_points(axis, [(str(numbers[name]), place) for name, place in places.items()])
     return picture_of(figure)
+
+
+def label_points(axis: Axes, points: Sequence[tuple[str, tuple[float, float]]], distance: float = 0.13) -> None:
+    """Write a label beside each point, ``distance`` inches from all else; the panels have their places already."""
+    inches = axis.transData.transform([place for _, place in points]) / axis.figure.dpi
+    for (label, place), offset in zip(points, beside(inches, distance), strict=True):
+        axis.annotate(
+            label, place, offset * 72, textcoords="offset points", ha="center", va="center", fontsize=7,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5"},
+        )  # fmt: skip
 
 
 def beside(points: Float[np.ndarray, "points 2"], distance: float) -> Float[np.ndarray, "points 2"]:

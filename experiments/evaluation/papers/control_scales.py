@@ -28,7 +28,7 @@ from context_diffusion.scenes.vocabulary import article
 
 from ..bench import Bench, foreign
 from ..claims import Claim, decide
-from ..curves import picture_of, with_error
+from ..curves import label_points, picture_of, with_error
 from ..edges_and_depth import depth_kept, edges_kept
 from ..report import Report
 from ..results import Results, Scores, Unit
@@ -236,6 +236,7 @@ def trade(rows: dict[str, dict[str, Estimate]], kinds: Sequence[str]) -> Image.I
     """Draw layout over scale, style over scale, and one against the other, in a row for each kind of control."""
     figure = Figure(figsize=(10, 2.8 * len(kinds)), layout="constrained")
     axes = figure.subplots(len(kinds), 3, squeeze=False)
+    numbered = {line[2]: [] for line in axes}
     for line, kind in zip(axes, kinds, strict=True):
         layout, style = LAYOUT_SCORE[kind], "palette distance"
         for mode in MODES:
@@ -244,10 +245,13 @@ def trade(rows: dict[str, dict[str, Estimate]], kinds: Sequence[str]) -> Image.I
             with_error(line[1], {scale: point[style] for scale, point in points.items()}, label=mode)
             ordered = [(point[style].value, point[layout].value) for point in points.values()]
             line[2].plot(*zip(*ordered, strict=True), marker="o", markersize=3, label=mode)
-            for scale, (x, y) in zip(SCALES, ordered, strict=True):
-                line[2].annotate(f"{scale:g}", (x, y), fontsize="x-small", xytext=(3, 3), textcoords="offset points")
+            numbered[line[2]] += [(f"{scale:g}", place) for scale, place in zip(SCALES, ordered, strict=True)]
         line[0].set(xlabel="control scale", ylabel=layout, title=kind)
         line[1].set(xlabel="control scale", ylabel="palette distance")
         line[2].set(xlabel="palette distance to the reference", ylabel=layout, title="numbers: control scale")
+        line[2].margins(0.15)
         line[0].legend(fontsize="small")
+    figure.draw_without_rendering()  # only now the panels have their places
+    for axis, points in numbered.items():
+        label_points(axis, points, 0.16)
     return picture_of(figure)
