@@ -61,8 +61,8 @@ OWN_PICTURES = OwnMixtures
 
 
 def run(bench: Bench) -> Report | None:
-    """Draw and score four mixtures, or those of a folder, under every setting."""
-    return carry_out(StyleBlends(bench, count=bench.first(4, 2)), bench.work, foreign(bench))
+    """Draw and score eight mixtures, or those of a folder, under every setting."""
+    return carry_out(StyleBlends(bench, count=bench.first(8, 2)), bench.work, foreign(bench))
 
 
 class StyleBlends:
