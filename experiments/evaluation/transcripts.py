@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
 
 from context_diffusion.fusion.description import Description
 from context_diffusion.fusion.sound import Sound
-from context_diffusion.fusion.speech import Transcriber
+from context_diffusion.fusion.speech import Transcriber, cut_at_pauses
 from context_diffusion.metrics import Estimate, estimate_mean, estimate_rate, word_error_rate
 from context_diffusion.metrics.words import word_errors
 
@@ -41,10 +42,12 @@ def run(bench: Bench) -> Report:
         if kept:
             report.add(f"word error rate, clean, {name}", rate(spoken, clean, kept))
     kept = [index for index in number if not in_any_order(HELD_OUT + index)]
+    whole = WholeTranscriber(transcriber.network, transcriber.processor)
     for seconds in BEFORE:
-        later = transcriber.describe_all(recording(spoken, index, before=round(seconds * RATE)) for index in kept)
         name = f"word error rate, clean, captions and prompts, {seconds:g} s of silence before"
-        report.add(name, rate(spoken, dict(zip(kept, later, strict=True)), kept))
+        for listener, how in ((transcriber, "cut off"), (whole, "heard as well")):
+            later = listener.describe_all(recording(spoken, index, before=round(seconds * RATE)) for index in kept)
+            report.add(f"{name}, {how}", rate(spoken, dict(zip(kept, later, strict=True)), kept))
     by_kind: dict[str, dict[int, Estimate]] = {kind: {} for kind in NOISES}
     others = speech(bench.count(400, 20))
     for decibels in DECIBELS:
@@ -69,6 +72,13 @@ def run(bench: Bench) -> Report:
     report.add_table("voices", Table("Unseen voices, clean", rows, lower=("word error rate",)))
     report.sheets = {"noise": draw_rates(by_kind, rate(spoken, clean))}
     return report
+
+
+class WholeTranscriber(Transcriber):
+    """A transcriber that hears the quiet ends of a recording, too."""
+
+    def _windows(self, sound: Sound) -> list[Float[np.ndarray, " _"]]:
+        return cut_at_pauses(sound.samples, self.window, self.rate)
 
 
 def recording(
