@@ -294,7 +294,21 @@ def test_the_protocol_counts_what_the_transcriber_writes(monkeypatch):
     assert found["mean confidence of utterances with one, clean"] == pytest.approx(0.3)
     assert found[f"{data.UNSEEN[0]}: word error rate"] == pytest.approx(3 / sum(counts[::3]))
     assert found[f"{data.UNSEEN[1]}: word error rate"] == 0
+    for how in ("cut off", "heard as well"):
+        name = f"word error rate, clean, captions and prompts, 1 s of silence before, {how}"
+        assert 0 < found[name] < 1
     assert report.sheets["noise"].width > 300
+
+
+def test_quiet_ends_are_heard_where_the_protocol_says_so():
+    late = protocol.recording(spoken_tones(3), 1, before=RATE)
+    parts = (
+        torch.nn.Identity(),
+        SimpleNamespace(feature_extractor=SimpleNamespace(n_samples=30 * RATE, sampling_rate=RATE)),
+    )
+    whole, cut = (kind(*parts)._windows(late)[0] for kind in (protocol.WholeTranscriber, protocol.Transcriber))
+    np.testing.assert_array_equal(whole, late.samples)
+    assert len(whole) - len(cut) > 0.8 * RATE
 
 
 def test_a_recording_of_the_protocol_has_noise_around_it_too():

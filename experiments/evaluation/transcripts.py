@@ -42,7 +42,7 @@ def run(bench: Bench) -> Report:
         if kept:
             report.add(f"word error rate, clean, {name}", rate(spoken, clean, kept))
     kept = [index for index in number if not in_any_order(HELD_OUT + index)]
-    whole = WholeTranscriber(transcriber.network, transcriber.processor)
+    whole = WholeTranscriber.from_pretrained()
     for seconds in BEFORE:
         name = f"word error rate, clean, captions and prompts, {seconds:g} s of silence before"
         for listener, how in ((transcriber, "cut off"), (whole, "heard as well")):
