@@ -46,7 +46,7 @@ def lab(tmp_path_factory):
         (clone / name).symlink_to(ROOT / name)
     for name in ("docs", "figures"):  # the server shows no file that lies elsewhere
         shutil.copytree(ROOT / name, clone / name)
-    for name in ("Makefile", "set_up.py", "requirements.txt", "constraints-cpu.txt", ".gitignore"):
+    for name in ("README.md", "Makefile", "set_up.py", "requirements.txt", "constraints-cpu.txt", ".gitignore"):
         shutil.copyfile(ROOT / name, clone / name)
     shutil.copytree(ROOT / "notebooks", clone / "notebooks")  # a lesson that runs is saved
     for command in (["init"], ["add", "notebooks", ".gitignore"]):
